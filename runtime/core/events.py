@@ -1,0 +1,57 @@
+"""What happened to a job, as a websocket, a log and another process see it."""
+
+from typing import Literal
+
+from msgspec import Raw, Struct
+
+__all__ = ["Event", "EventType", "LogEntry", "merge"]
+
+EventType = Literal["status", "progress", "log"]
+
+
+class LogEntry(Struct, frozen=True):
+    """One line that a handler wrote with ``job.log``."""
+
+    level: str
+    message: str
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Everything that happened to one job after ``since`` up to ``seq``.
+
+    ``changes`` maps each changed field's wire name to its whole new value as JSON text, except ``links``, which depends on
+    where the job is asked for; ``location`` stands in its place. ``status`` is the job's status at ``seq``.
+    """
+
+    job_id: str
+    seq: int
+    since: int
+    type: EventType
+    at_ms: int
+    status: str
+    name: str
+    queue: str
+    owner: str | None = None
+    changes: dict[str, Raw]
+    log: LogEntry | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.type == "status" and self.status in ("Completed", "Failed", "Canceled")
+
+
+def merge(earlier: Event, later: Event) -> Event:
+    """One event that stands for two adjoining ones (``later.since == earlier.seq``); keeps the later one's type."""
+    return Event(
+        job_id=later.job_id,
+        seq=later.seq,
+        since=earlier.since,
+        type=later.type,
+        at_ms=later.at_ms,
+        status=later.status,
+        name=later.name,
+        queue=later.queue,
+        owner=later.owner,
+        changes={**earlier.changes, **later.changes},
+        log=later.log,
+    )
