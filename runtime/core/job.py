@@ -73,9 +73,9 @@ class Failure(Struct, frozen=True, kw_only=True):
 class Request(Struct, frozen=True, kw_only=True):
     """What was asked; written once and never changed.
 
-    ``body`` is the JSON text, ``NULL`` where there was none. ``headers`` and ``query_params`` are (name, value) pairs in order, repeated names
-    kept. ``route_params`` maps a name to a ``[type, value]`` pair (``["uuid", "..."]``), so that the handler sees typed
-    values on any process.
+    ``body`` is the JSON text, ``NULL`` where there was none. ``headers`` and ``query_params`` are (name, value) pairs in
+    order, repeated names kept. ``route_params`` maps a name to a ``[type, value]`` pair (``["uuid", "..."]``), so that
+    the handler sees typed values on any process.
     """
 
     body: Raw = NULL
