@@ -13,8 +13,8 @@ task. Numbered promises, each held by ``callboard.stores.conformance``:
     that already holds so many is refused as Full.
 6.  *State and events are one write.* Events are kept in order of ``seq``; of each job the newest ``max_events_per_job``.
 7.  *Claim.* Chooses among the jobs of the named queues and handlers that are Queued, or Scheduled and due by the store's
-    clock: higher priority first, strictly, then order of acceptance. What it makes of a job is ``decide(job, Claim(...))`` with a fence that this
-    store never gave before. Jobs of other names or not due hold nobody up.
+    clock: higher priority first, strictly, then order of acceptance. What it makes of a job is
+    ``decide(job, Claim(...))`` with a fence that this store never gave before. Jobs of other names or not due hold nobody up.
 8.  *Leases* go by the store's clock. ``extend`` moves the end of those that are still held by that fence and tells which are not.
     ``lapse`` applies ``decide(job, Lapse(...))`` to jobs whose lease has ended, and to those whose holder is known to be dead.
 9.  *Serials* grow in order of acceptance and are never given twice, not even after a purge.

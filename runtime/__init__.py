@@ -1,0 +1,3 @@
+"""The actors."""
+
+__all__: list[str] = []

@@ -1,0 +1,189 @@
+"""What can be run: named handlers with their types and options, checked when they are registered."""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime.core.errors import HandlerError
+from callboard.runtime.core.job import MAX_PRIORITY, Job
+from callboard.runtime.payload import is_pydantic
+
+__all__ = ["NO_BODY", "Handler", "Handlers", "make_handler"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NO_BODY: Any = None
+"""``Handler.request_type`` of a handler that takes no body."""
+
+
+class Handler(Struct, frozen=True, kw_only=True):
+    """One registered function with its options; None means the runtime's own setting."""
+
+    name: str
+    function: Callable[..., Any]
+    runs_in: Literal["task", "thread"]
+    request_type: Any = NO_BODY
+    """Type of the body, or NO_BODY."""
+    result_type: Any = Any
+    queue: str = "default"
+    max_retries: int | None = None
+    timeout_seconds: float | None = None
+    max_lost_leases: int | None = None
+    priority: int | Callable[..., int] = 0
+    """A number, or a function of the decoded body (of nothing, without one) that returns it."""
+    retry_on: tuple[type[BaseException], ...] | None = None
+    """If given, only these exceptions are retried."""
+    no_retry_on: tuple[type[BaseException], ...] = ()
+    location: Callable[[Job, Any], str | None] | None = None
+    """``location(job, result)`` names the created resource once the job is Completed."""
+
+    @property
+    def takes_body(self) -> bool:
+        return self.request_type is not NO_BODY
+
+    def may_retry(self, error: BaseException) -> bool:
+        """Whether an exception of the handler is worth another attempt."""
+        if isinstance(error, self.no_retry_on):
+            return False
+        return self.retry_on is None or isinstance(error, self.retry_on)
+
+    def priority_of(self, body: Any) -> int:
+        """The priority of a job with that decoded body. Raises ValueError if it is out of range."""
+        value = self.priority
+        if callable(value):
+            value = value(body) if self.takes_body else value()
+        if not isinstance(value, int) or isinstance(value, bool) or not -MAX_PRIORITY <= value <= MAX_PRIORITY:
+            raise ValueError(f"the priority is {value!r}: give a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
+        return value
+
+
+class Handlers:
+    """The registry of one app. Names are unique."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Handler] = {}
+
+    def add(self, handler: Handler) -> Handler:
+        """Register. Raises HandlerError if the name is taken."""
+        if handler.name in self._by_name:
+            raise HandlerError(f"a handler named {handler.name!r} is registered already: give each its own name")
+        self._by_name[handler.name] = handler
+        return handler
+
+    def handler(self, name: str, **options: Any) -> Callable[[F], F]:
+        """Decorator: register a function under ``name``, with the options of ``Handler``."""
+
+        def register(function: F) -> F:
+            self.add(make_handler(name, function, **options))
+            return function
+
+        return register
+
+    def get(self, name: str) -> Handler | None:
+        """The handler of that name."""
+        return self._by_name.get(name)
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(handler.queue for handler in self))
+
+
+def make_handler(name: str, function: Callable[..., Any], **options: Any) -> Handler:
+    """Check ``function``'s signature and the options. Raises HandlerError with what to change.
+
+    ``async def`` runs as a trio task, a plain function in a thread. It takes ``job``, and as second parameter the body if
+    there is one; the parameter's annotation is the body's type.
+    """
+    if not isinstance(name, str) or not name or len(name) > 200:
+        raise HandlerError(f"a handler's name is {name!r}: give a text of 1 to 200 characters")
+    where = f"handler {name!r} ({getattr(function, '__qualname__', function)!s})"
+    if not callable(function):
+        raise HandlerError(f"{where} is no function")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise HandlerError(f"{where} is a generator: return the result instead of yielding")
+    try:
+        handler = Handler(
+            name=name,
+            function=function,
+            runs_in="task" if _is_async(function) else "thread",
+            request_type=_request_type(function, where),
+            result_type=_hints(function, where).get("return", Any),
+            **options,
+        )
+    except TypeError as error:
+        raise HandlerError(f"{where}: {error}") from error
+    _check_options(handler, where)
+    return handler
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
+    target = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        return typing.get_type_hints(target)
+    except NameError as error:
+        raise HandlerError(
+            f"{where}: an annotation cannot be read: {error}; define the type at module level"
+        ) from error
+
+
+def _request_type(function: Callable[..., Any], where: str) -> Any:
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not positional or len(positional) > 2 or any(p not in positional for p in required):
+        raise HandlerError(f"{where} must take (job) or (job, request), not {inspect.signature(function)}")
+    if len(positional) == 1:
+        return NO_BODY
+    kind = _hints(function, where).get(positional[1].name)
+    if kind is None:
+        raise HandlerError(f"{where}: annotate {positional[1].name!r} with the type of the body")
+    if not is_pydantic(kind):
+        try:
+            msgspec.json.Decoder(kind)
+        except TypeError as error:
+            raise HandlerError(f"{where}: a body cannot be of type {kind}: {error}") from error
+    return kind
+
+
+def _check_options(handler: Handler, where: str) -> None:
+    try:
+        if not callable(handler.priority):
+            handler.priority_of(None)
+    except ValueError as error:
+        raise HandlerError(f"{where}: {error}") from None
+    for option in ("max_retries", "max_lost_leases"):
+        value = getattr(handler, option)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise HandlerError(f"{where}: {option} is {value!r}: give a whole number, 0 or more")
+    seconds = handler.timeout_seconds
+    if seconds is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0):
+        raise HandlerError(f"{where}: timeout_seconds is {seconds!r}: give seconds, more than 0")
+    if not isinstance(handler.queue, str) or not handler.queue or len(handler.queue) > 200:
+        raise HandlerError(f"{where}: queue is {handler.queue!r}: give a text of 1 to 200 characters")
+    for option in ("retry_on", "no_retry_on"):
+        kinds = getattr(handler, option)
+        if kinds is not None and not (
+            isinstance(kinds, tuple)
+            and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+        ):
+            raise HandlerError(f"{where}: {option} is {kinds!r}: give a tuple of exception classes")
+    if handler.location is not None and not callable(handler.location):
+        raise HandlerError(f"{where}: location is {handler.location!r}: give a function of (job, result)")

@@ -1,0 +1,3 @@
+"""The Quart extension, the command line and the server."""
+
+__all__: list[str] = []
