@@ -1,0 +1,131 @@
+"""The shape of the code, as shared/style.md asks: docstrings, sorted ``__all__``, short files and functions, light imports."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import callboard
+from callboard.runtime.core import errors
+from callboard.runtime.core.errors import CallboardError, ConfigError, StoreRefused
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(
+    ["callboard", *(found.name for found in pkgutil.walk_packages(callboard.__path__, prefix="callboard."))]
+)
+SOURCES = sorted(
+    path
+    for folder in ("runtime", "stores", "web", "src", "examples", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+    if not any(parent.is_symlink() for parent in path.parents)
+)
+AT_START = (ConfigError, StoreRefused)
+"""Errors that end the start of an app and therefore never become an answer."""
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_every_floor_is_walked() -> None:
+    floors = {name.split(".")[1] for name in MODULES if "." in name}
+    assert {"runtime", "stores", "web"} <= floors
+    files = {path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("runtime", "stores", "web")}
+    assert len(files) == len([name for name in MODULES if name.split(".")[1:2] in (["runtime"], ["stores"], ["web"])])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_has_docstring_and_sorted_all(name: str) -> None:
+    module: ModuleType = importlib.import_module(name)
+    assert module.__doc__, f"{name} opens with no docstring: say what it owns and what it may not do"
+    names = getattr(module, "__all__", None)
+    assert names is not None, f"{name} has no __all__"
+    assert list(names) == sorted(names, key=ruff_order), f"{name}.__all__ is not sorted"
+    assert len(set(names)) == len(names), f"{name}.__all__ repeats a name"
+    missing = [public for public in names if not hasattr(module, public)]
+    assert not missing, f"{name}.__all__ names what is not there: {missing}"
+
+
+def ruff_order(name: str) -> tuple[int, str]:
+    """Constants, then classes, then the rest, as ruff's RUF022 sorts."""
+    return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_file_is_short_and_so_are_its_functions(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 500, f"{relative(path)} has over 500 lines: cut it by what it owns"
+    tree = ast.parse(source)
+    assert source == "" or ast.get_docstring(tree), f"{relative(path)} opens with no docstring"
+    long = [
+        f"{node.name} ({node.end_lineno - node.lineno + 1})"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= 60
+    ]
+    assert not long, f"{relative(path)}: functions over 60 lines: {long}"
+
+
+@pytest.mark.parametrize("statement", ["import callboard", "import callboard.web.cli"])
+def test_import_is_light(statement: str) -> None:
+    heavy = {"trio", "quart", "quart_trio", "hypercorn", "sqlite3", "httpx", "rich", "msgspec"}
+    code = f"{statement}, sys; print(*sorted(set(sys.modules) & {heavy!r}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert loaded.stdout.split() == []
+
+
+def error_classes(root: type[CallboardError] = CallboardError) -> list[type[CallboardError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in error_classes(child))]
+
+
+def test_every_error_is_in_the_tree_as_it_is() -> None:
+    for name in MODULES:
+        importlib.import_module(name)
+    assert errors.__doc__ is not None
+    drawn: dict[str, tuple[str, str]] = {}
+    parents: list[str] = []
+    for line in errors.__doc__.splitlines():
+        bare = line.lstrip("│├└─ ")
+        if bare and (line.startswith(("│", "├", "└", " ")) or line == "CallboardError"):
+            name, _, rest = bare.partition(" ")
+            depth = (len(line) - len(bare)) // 4
+            parents[depth:] = [name]
+            drawn[name] = (parents[depth - 1] if depth else "Exception", rest)
+    public = [error for error in error_classes() if error.__module__.startswith("callboard.")]
+    assert set(drawn) == {error.__name__ for error in public}
+    for error in public:
+        parent, rest = drawn[error.__name__]
+        assert error.__bases__[0].__name__ == parent, f"{error.__name__} is drawn under {parent}"
+        if error is not CallboardError and not issubclass(error, AT_START):
+            again = ", again" if error.retry_helps else ""
+            assert rest.startswith(f"({error.http_status}{again})"), f"{error.__name__}: the tree says {rest!r}"
+            assert 400 <= error.http_status < 600
+            assert error.title != CallboardError.title, f"{error.__name__} has no title of its own"
+
+
+def test_typing_marker_and_links_are_there() -> None:
+    package = ROOT / "src" / "callboard"
+    assert (package / "py.typed").is_file()
+    for floor in ("runtime", "stores", "web"):
+        link = package / floor
+        assert link.is_symlink()
+        assert not link.readlink().is_absolute()
+        assert link.resolve() == ROOT / floor
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout: nobody can say which files are the project's")
+def test_nothing_of_one_machine_is_written_down() -> None:
+    """No path of a developer's machine in any file of the repository."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    needles = ("/" + "work/", "/" + "root/", "/" + "home/", "/opt" + "/pypi")
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file() and not path.is_symlink():
+            text = path.read_text(errors="replace")
+            assert not [needle for needle in needles if needle in text], name
