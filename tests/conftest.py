@@ -1,0 +1,74 @@
+"""What several test files share: a real server in a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+__all__ = ["Serve", "ServerProcess"]
+
+START_SECONDS = 30
+_URL = re.compile(r"http://127\.0\.0\.1:\d+")
+
+
+class ServerProcess:
+    """A ``callboard serve`` on a port that the system chose."""
+
+    def __init__(self, arguments: list[str], output: Path, folder: Path, environment: dict[str, str]) -> None:
+        self._output = output
+        with output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "callboard.web.cli", "serve", *arguments],
+                cwd=folder,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        self.url = self._wait_for_url()
+
+    def output(self) -> str:
+        """All that it wrote so far."""
+        return self._output.read_text(errors="replace")
+
+    def stop(self, how: int = signal.SIGTERM, *, seconds: float = 30) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        self.process.send_signal(how)
+        return self.process.wait(seconds)
+
+    def _wait_for_url(self) -> str:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            found = _URL.search(self.output())
+            if found:
+                return found[0]
+            time.sleep(0.02)
+        self.process.kill()
+        raise AssertionError(f"the server did not start, exit code {self.process.wait()}:\n{self.output()}")
+
+
+Serve = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """``serve("file.py:app", "--store", "memory://", NAME="value")`` starts a server in the test's own folder."""
+    started: list[ServerProcess] = []
+
+    def start(target: str, *options: str, **environment: str) -> ServerProcess:
+        output = tmp_path / f"server-{len(started)}.log"
+        arguments = [target, "--bind", "127.0.0.1:0", *options]
+        started.append(ServerProcess(arguments, output, tmp_path, environment))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.wait(30)
