@@ -12,8 +12,7 @@ import msgspec
 import trio
 from callboard.stores.opening import open_store
 
-from callboard.runtime import Config, Handlers, JobContext, Runtime, ThreadJobContext, open_runtime
-from callboard.runtime.watch import Snapshot
+from callboard.runtime import Config, Handlers, JobContext, Runtime, Snapshot, ThreadJobContext, open_runtime
 
 __all__ = ["Primes", "count_primes", "handlers", "main", "nap"]
 
