@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -64,8 +64,10 @@ class Handler(Struct, frozen=True, kw_only=True):
 class Handlers:
     """The registry of one app. Names are unique."""
 
-    def __init__(self) -> None:
+    def __init__(self, handlers: Iterable[Handler] = ()) -> None:
         self._by_name: dict[str, Handler] = {}
+        for handler in handlers:
+            self.add(handler)
 
     def add(self, handler: Handler) -> Handler:
         """Register. Raises HandlerError if the name is taken."""

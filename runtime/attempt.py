@@ -1,0 +1,181 @@
+"""One run of a handler inside its cancel scopes. It opens, runs and closes; what its outcome means for the job is decided elsewhere.
+
+A job runs if and only if the scope here is open: ``run`` returns only after the handler, every task that it started and
+their cleanup have ended.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Final, Literal
+
+import trio
+from msgspec import Raw, Struct
+
+from callboard.runtime.config import Config
+from callboard.runtime.context import JobContext, Reports, ThreadJobContext
+from callboard.runtime.core.errors import InvalidRequest
+from callboard.runtime.core.job import Failure, Job, Request
+from callboard.runtime.failure import judge, timeout_failure
+from callboard.runtime.handlers import Handler
+from callboard.runtime.payload import decode, encode
+from callboard.runtime.threads import Threads
+
+__all__ = ["Around", "Attempt", "Failed", "Outcome", "Reason", "Returned", "Stopped"]
+
+Around = Callable[[], AbstractAsyncContextManager[Any]]
+
+Reason = Literal["cancel", "drain", "lease"]
+
+
+class Returned(Struct, frozen=True):
+    """The handler returned this value (JSON text)."""
+
+    result: Raw
+    location: str | None
+
+
+class Failed(Struct, frozen=True):
+    """The handler failed; ``error`` is its exception for the log, None where there is none."""
+
+    failure: Failure
+    after_seconds: float | None = None
+    error: BaseException | None = None
+
+
+class Stopped(Struct, frozen=True):
+    """The attempt was told to stop, and has."""
+
+    reason: Reason
+
+
+Outcome = Returned | Failed | Stopped
+
+_NOTHING: Final = object()
+
+
+class Attempt:
+    """``stop`` and ``extend_lease`` may be called at any time, before, during and after ``run``."""
+
+    def __init__(
+        self,
+        job: Job,
+        request: Request,
+        handler: Handler,
+        *,
+        config: Config,
+        reports: Reports,
+        threads: Threads,
+        around: Around | None,
+        lease_ends: float,
+    ) -> None:
+        self._job = job
+        self._request = request
+        self._handler = handler
+        self._config = config
+        self._reports = reports
+        self._threads = threads
+        self._around = around
+        self._scope = trio.CancelScope()
+        # By this process's own clock a lease's length after the last successful extension was sent the lease is lost.
+        self._lease_scope = trio.CancelScope(deadline=lease_ends)
+        self._reason: Reason | None = None
+
+    def stop(self, reason: Reason) -> None:
+        """Cancel the handler. The first reason stands."""
+        if self._reason is None:
+            self._reason = reason
+        self._scope.cancel()
+
+    def extend_lease(self, lease_ends: float) -> None:
+        """The lease holds until ``lease_ends`` (trio's clock, seconds)."""
+        self._lease_scope.deadline = lease_ends
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._scope.cancel_called or self._lease_scope.cancel_called
+
+    async def run(self) -> Outcome:
+        """Run the handler to its end, whatever end. Only a cancellation from outside and bugs pass through."""
+        value: Any = _NOTHING
+        error: BaseException | None = None
+        timeout = trio.CancelScope()
+        if self._job.timeout_seconds is not None:
+            timeout.deadline = trio.current_time() + self._job.timeout_seconds
+        try:
+            with self._lease_scope, self._scope, timeout:
+                value = await self._call()
+        except (Exception, SystemExit) as raised:  # noqa: BLE001 -- a handler's exception ends its attempt only
+            error = raised
+        except BaseExceptionGroup as group:
+            # Cancelled of a scope further out (a runtime that is torn down) must pass; the handler's own ends here.
+            outside, rest = group.split((trio.Cancelled, KeyboardInterrupt))
+            if outside is not None:
+                raise
+            error = rest
+        return self._outcome(value, error, timed_out=timeout.cancel_called)
+
+    def _outcome(self, value: Any, error: BaseException | None, *, timed_out: bool) -> Outcome:
+        if value is not _NOTHING:
+            return self._returned(value)
+        if self._lease_scope.cancel_called:
+            return Stopped("lease")
+        if self._reason is not None:
+            return Stopped(self._reason)
+        if timed_out:
+            assert self._job.timeout_seconds is not None
+            return Failed(timeout_failure(self._job.timeout_seconds), error=error)
+        if isinstance(error, _Mismatch):
+            return Failed(error.failure, error=error.__cause__)
+        assert error is not None, "a scope that nobody cancelled swallowed a Cancelled"
+        verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
+        return Failed(verdict.failure, verdict.after_seconds, error)
+
+    async def _call(self) -> Any:
+        body = self._decoded_body()
+        arguments = [] if body is _NOTHING else [body]
+        async with self._around() if self._around is not None else nullcontext():
+            if self._handler.runs_in == "task":
+                job = JobContext(self._job, self._request, self._reports)
+                return await self._handler.function(job, *arguments)
+            in_thread = ThreadJobContext(self._job, self._request, self._reports, self._threads.check)
+            return await self._threads.run(self._handler.function, in_thread, *arguments)
+
+    def _decoded_body(self) -> Any:
+        if not self._handler.takes_body:
+            return _NOTHING
+        try:
+            return decode(self._handler.request_type, self._request.body)
+        except InvalidRequest as error:
+            message = "The stored request does not fit the type that this version of the app declares."
+            raise _Mismatch(_own_failure("PAYLOAD_MISMATCH", message, error)) from error
+
+    def _returned(self, value: Any) -> Outcome:
+        try:
+            result = encode(value)
+        except (TypeError, ValueError) as error:
+            return Failed(
+                _own_failure("RESULT_NOT_ENCODABLE", "The handler's result has no JSON form.", error), error=error
+            )
+        size = memoryview(result).nbytes
+        if size > self._config.max_result_bytes:
+            message = f"The result has {size} bytes, more than the {self._config.max_result_bytes} that are kept."
+            return Failed(Failure(code="RESULT_TOO_LARGE", message=message, type="ResultTooLarge", retryable=False))
+        if self._handler.location is None:
+            return Returned(result, None)
+        try:
+            return Returned(result, self._handler.location(self._job, value))
+        except Exception as error:  # noqa: BLE001 -- the app's own code: its failure is the job's, not ours
+            verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
+            return Failed(verdict.failure, verdict.after_seconds, error)
+
+
+class _Mismatch(Exception):
+    """Carries the failure of a body that no longer fits its type out of the scopes."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.code)
+        self.failure = failure
+
+
+def _own_failure(code: str, message: str, error: BaseException) -> Failure:
+    return Failure(code=code, message=message, type=type(error).__name__, retryable=False)

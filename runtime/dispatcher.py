@@ -1,0 +1,84 @@
+"""Takes jobs from the store when there are free slots. Free slots are the demand: nothing is claimed before it can run.
+
+It sleeps until something may be there to claim; a slow poll stands behind as a net.
+"""
+
+from collections.abc import Iterable
+
+import trio
+
+from callboard.runtime.core.errors import StoreUnavailable
+from callboard.runtime.core.events import Event
+from callboard.runtime.core.job import Status
+from callboard.runtime.directory import Directory
+
+__all__ = ["Dispatcher"]
+
+
+class Dispatcher:
+    """Claims for the handlers of ``directory`` and hands the jobs to it."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._names = directory.handlers.names
+        self._queues = directory.handlers.queues
+        self._slots = directory.config.max_concurrent_jobs if self._names else 0
+        self._wake = trio.Event()
+        self._wanted = True
+        """Something may be there to claim."""
+        directory.on_slot_free = self._slot_free
+
+    def wake(self) -> None:
+        """Something may be there to claim."""
+        self._wanted = True
+        self._wake.set()
+
+    def see(self, events: Iterable[Event]) -> None:
+        """Wake for committed events that made a job of ours ready."""
+        for event in events:
+            if event.status == Status.QUEUED and event.type == "status" and event.name in self._names:
+                self.wake()
+                return
+
+    def stop(self) -> None:
+        """Claim nothing more; ``run`` returns when a claim that is under way has been handed over."""
+        self._slots = 0
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until ``stop``."""
+        while self._slots:
+            self._wake = trio.Event()
+            if self._wanted and self._free > 0:
+                await self._claim()
+            else:
+                with trio.move_on_after(self._directory.config.poll_seconds):
+                    await self._wake.wait()
+                    continue
+                self._wanted = True
+
+    @property
+    def _free(self) -> int:
+        return self._slots - self._directory.running
+
+    def _slot_free(self) -> None:
+        if self._wanted:
+            self._wake.set()
+
+    async def _claim(self) -> None:
+        config = self._directory.config
+        free = self._free
+        self._wanted = False
+        sent = trio.current_time()
+        try:
+            claimed = await self._directory.store.claim(
+                self._queues, self._names, free, round(config.lease_seconds * 1000)
+            )
+        except StoreUnavailable:
+            self._wanted = True
+            await trio.sleep(config.poll_seconds)
+            return
+        # Fewer than asked for: there are no more until an event says so.
+        self._wanted = self._wanted or len(claimed) == free
+        for one in claimed:
+            await self._directory.start(one, sent + config.lease_seconds)

@@ -1,0 +1,80 @@
+"""The runtime's heartbeat: extends the leases of all attempts that run here, and takes jobs from holders that are gone.
+
+Liveness is the runtime's business: a handler never has to do anything for it, and however long it runs it is run once. A
+runtime always extends its own leases before it reaps anyone's: after a pause (a laptop that slept) its own would look lapsed.
+"""
+
+import logging
+
+import trio
+
+from callboard.runtime.core.errors import StoreUnavailable
+from callboard.runtime.core.store import Held
+from callboard.runtime.directory import Directory
+
+__all__ = ["Leases"]
+
+logger = logging.getLogger("callboard.leases")
+
+MAX_LAPSED = 200
+"""Jobs taken back in one write."""
+
+
+class Leases:
+    """One task; ``reap`` is called by the timers."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._lease_seconds = directory.config.lease_seconds
+        self._sent = trio.current_time()
+        self._quiet_until = -float("inf")
+        self.lost_total = 0
+        """Leases of others that were taken back here."""
+
+    async def run(self) -> None:
+        """Extend every third of a lease, until cancelled; sooner again when the store could not be reached."""
+        while True:
+            extended = await self.extend()
+            await trio.sleep(self._lease_seconds / 3 if extended else min(1.0, self._lease_seconds / 10))
+
+    async def extend(self) -> bool:
+        """Extend all leases held here; whether the store could be reached."""
+        supervisors = self._directory.attempts()
+        sent = trio.current_time()
+        held = [Held(supervisor.job_id, supervisor.fence) for supervisor in supervisors]
+        if held:
+            try:
+                answers = await self._directory.store.extend(held, round(self._lease_seconds * 1000))
+            except StoreUnavailable:
+                return False
+            for supervisor, lease, answer in zip(supervisors, held, answers, strict=True):
+                if supervisor.attempt is None or supervisor.fence != lease.fence:
+                    continue
+                if not answer.held:
+                    supervisor.hint()
+                    continue
+                supervisor.attempt.extend_lease(sent + self._lease_seconds)
+                if answer.cancel_requested and not supervisor.attempt.is_stopping:
+                    supervisor.hint()
+        self._sent = sent
+        return True
+
+    async def reap(self) -> None:
+        """Take back the jobs of holders whose lease has ended or that are dead. Raises StoreUnavailable."""
+        await self._follow_clock()
+        if trio.current_time() - self._sent > self._lease_seconds / 2 and not await self.extend():
+            return
+        if trio.current_time() < self._quiet_until:
+            return
+        lapsed = await self._directory.store.lapse(MAX_LAPSED)
+        self.lost_total += len(lapsed)
+        for one in lapsed:
+            logger.warning("job %s (%s) lost its worker, now %s", one.job.id, one.job.name, one.job.status.value)
+
+    async def _follow_clock(self) -> None:
+        drift_ms = self._directory.clock.set(await self._directory.store.now_ms())
+        if drift_ms > self._lease_seconds * 1000 / 3:
+            # The time of day leapt (a laptop that slept): every lease looks older than it is. Ours are extended at once,
+            # the others get the time to do the same.
+            self._sent = -float("inf")
+            self._quiet_until = trio.current_time() + self._lease_seconds / 2

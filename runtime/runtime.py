@@ -1,0 +1,444 @@
+"""The runtime: one nursery with everything in it, its start and its end, and the client that apps and the web use.
+
+    open_runtime ── nursery
+      └─ services (shielded: they end in order, not all at once)
+           ├─ store actor ........ the one user of the driver: writes, reads
+           ├─ news ............... what other processes committed
+           ├─ leases ............. heartbeat
+           ├─ timers ............. deadlines, reaper, retention
+           ├─ dispatcher ......... free slots -> claim -> directory
+           └─ directory
+                └─ supervisor .... one per job that runs or is spoken to
+                     └─ attempt .. the handler in its cancel scopes
+
+Data goes one way: command, decide, commit, event, everybody (``Runtime._published``).
+
+The end: stop claiming and tell everybody (``drain_started``), let attempts run until the drain deadline less the time for
+cleanup, cancel them, hand back what has stopped, and last of all stop the store actor. What does not stop is never handed back:
+it keeps its slot and its lease, and leaving ``open_runtime`` waits for it.
+"""
+
+import logging
+import random as randomness
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import trio
+
+from callboard.runtime.attempt import Around
+from callboard.runtime.clock import RuntimeClock
+from callboard.runtime.config import Config
+from callboard.runtime.core.errors import (
+    InvalidRequest,
+    JobExists,
+    JobNotFound,
+    KeyReused,
+    QueueFull,
+    ShuttingDown,
+    StoreUnavailable,
+)
+from callboard.runtime.core.events import Event
+from callboard.runtime.core.job import NULL, Job, Request, Status
+from callboard.runtime.core.store import Committed, Duplicate, Full, JobFilter, News, Outcome, Page, Store, Write
+from callboard.runtime.core.transition import accept
+from callboard.runtime.directory import Directory
+from callboard.runtime.dispatcher import Dispatcher
+from callboard.runtime.handlers import Handler, Handlers
+from callboard.runtime.hub import Hub
+from callboard.runtime.ids import IdFactory, canonical, chosen_id
+from callboard.runtime.leases import Leases
+from callboard.runtime.payload import decode, encode
+from callboard.runtime.rates import Rates, Stats
+from callboard.runtime.reply import Reply
+from callboard.runtime.store_actor import StoreActor
+from callboard.runtime.submission import Accepted, Submission, new_job
+from callboard.runtime.supervisor import CancelAsked, PurgeAsked, RetryAsked
+from callboard.runtime.threads import Threads
+from callboard.runtime.timers import Timers
+from callboard.runtime.watch import Watch, open_watch
+
+__all__ = ["Runtime", "open_runtime"]
+
+logger = logging.getLogger("callboard.runtime")
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Made by ``open_runtime``. All methods are for tasks of the same ``trio.run``."""
+
+    def __init__(
+        self,
+        store: Store,
+        handlers: Handlers,
+        config: Config,
+        *,
+        around: Around | None,
+        random: randomness.Random,
+        threads: Threads | None,
+    ) -> None:
+        self.config = config
+        self.handlers = handlers
+        self.drain_started = trio.Event()
+        """Set when the runtime begins to drain: no new work, streams and waits end."""
+        self.on_events: list[Callable[[Sequence[Event]], None]] = []
+        """Called with the events of every commit, as they are published; must be quick and must not raise."""
+        self.worker = f"{uuid.UUID(int=random.getrandbits(128))}"
+        self._driver = store
+        self._store = StoreActor(store, publish=self._published, recovered=self._reread)
+        self._clock = RuntimeClock()
+        self._ids = IdFactory(self._clock.now_ms, random)
+        self._hub = Hub()
+        self._rates = Rates(trio.current_time)
+        self._directory = Directory(
+            store=self._store,
+            handlers=handlers,
+            config=config,
+            clock=self._clock,
+            random=random.random,
+            around=around,
+            threads=threads,
+        )
+        self._dispatcher = Dispatcher(self._directory)
+        self._leases = Leases(self._directory)
+        self._timers = Timers(self._directory, self._dispatcher, self._leases)
+        self._stop = trio.Event()
+        self._finished = trio.Event()
+        self._drained = trio.Event()
+
+    # Asking
+
+    async def submit(
+        self,
+        name: str,
+        body: Any = None,
+        *,
+        job_id: str | None = None,
+        key: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay_seconds: float | None = None,
+        max_retries: int | None = None,
+        timeout_seconds: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Run the handler ``name`` with ``body``, a value of its type or what msgspec makes of the same JSON.
+
+        Returns when the store has the job. The same ``job_id`` or ``key`` with the same name and body again gives the same job.
+        Raises InvalidRequest, InvalidPayload, QueueFull, JobExists, KeyReused, StoreUnavailable, ShuttingDown.
+        """
+        handler = self._handler(name)
+        encoded = encode(body) if handler.takes_body else NULL
+        if handler.takes_body:
+            decoded = decode(handler.request_type, encoded)
+            priority = handler.priority_of(decoded) if priority is None else priority
+        elif body is not None:
+            raise InvalidRequest(f"handler {name!r} takes no body")
+        accepted = await self.accept(
+            Submission(
+                name=name,
+                request=Request(body=encoded, headers=tuple((headers or {}).items())),
+                queue=queue,
+                priority=priority,
+                job_id=job_id,
+                key=key,
+                fingerprint=f"{name} {blake2b(bytes(encoded), digest_size=16).hexdigest()}" if job_id or key else None,
+                delay_ms=None if delay_seconds is None else round(delay_seconds * 1000),
+                max_retries=max_retries,
+                timeout_seconds=timeout_seconds,
+            )
+        )
+        return accepted.job
+
+    async def accept(self, submission: Submission) -> Accepted:
+        """Store a job whose body fits its handler already. Safe to repeat when it is given an id or a key.
+
+        A caller that is cancelled gives up the answer only. Raises as ``submit``.
+        """
+        handler = self._handler(submission.name)
+        if self.draining:
+            raise ShuttingDown("the server is shutting down: ask again in a moment")
+        job_id = self._ids.new() if submission.job_id is None else chosen_id(submission.job_id)
+        job = new_job(submission, handler, self.config, job_id=job_id, now_ms=self._clock.now_ms())
+        change = accept(job)
+        write = Write(
+            job=change.job,
+            events=change.events,
+            request=submission.request,
+            max_queue_size=self.config.max_queue_size,
+        )
+        return self._accepted(job, await self._bounded(lambda: self._store.commit(write)))
+
+    async def get(self, job_id: str) -> Job:
+        """The job as last committed. Raises JobNotFound, StoreUnavailable."""
+        job_id = canonical(job_id)
+        job = await self._bounded(lambda: self._store.get(job_id))
+        if job is None:
+            raise JobNotFound(f"there is no job {job_id}")
+        return job
+
+    async def list(self, where: JobFilter | None = None, *, cursor: str | None = None, limit: int = 50) -> Page:
+        """Jobs, newest first. Raises ValueError for a foreign cursor, StoreUnavailable."""
+        return await self._bounded(lambda: self._store.list(where or JobFilter(), cursor, limit))
+
+    async def counts(self) -> dict[tuple[str, Status], int]:
+        """How many jobs each (queue, status) holds. Raises StoreUnavailable."""
+        return await self._bounded(self._store.counts)
+
+    async def wait(
+        self, job_id: str, *, timeout_seconds: float = float("inf"), changed_since: int | None = None
+    ) -> Job:
+        """Wait until the job has ended (with ``changed_since``: until its ``seq`` is another), or the time is over, or the runtime
+        drains. Returns the job as it is then. Raises JobNotFound, StoreUnavailable.
+        """
+        job_id = canonical(job_id)
+        with self._hub.subscribe(job_id, 1) as inbox:
+            job = await self.get(job_id)
+            with trio.move_on_after(timeout_seconds):
+                while not (job.status.is_terminal if changed_since is None else job.seq != changed_since):
+                    try:
+                        events, lagged = await inbox.take()
+                    except ShuttingDown:
+                        break
+                    if lagged or changed_since is not None or any(event.is_terminal for event in events):
+                        job = await self.get(job_id)
+        return job
+
+    def watch(self, job_id: str, *, after: int | None = None) -> AbstractAsyncContextManager[Watch]:
+        """Follow one job: ``async with runtime.watch(id) as events: async for event in events: ...``.
+
+        Without ``after``, a ``Snapshot`` first; with it, every event with a greater ``seq``. Entering raises JobNotFound,
+        StoreUnavailable; iterating raises ShuttingDown when the runtime drains.
+        """
+        return open_watch(
+            self._hub,
+            self._store,
+            canonical(job_id),
+            after=after,
+            limit=self.config.max_subscriber_events,
+            retry_seconds=self.config.poll_seconds,
+        )
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask the job to end. Returns when that is stored: the job is Canceled, or still InProgress with ``cancel_requested``.
+
+        Raises JobNotFound, IllegalTransition (Completed, Failed), StoreUnavailable; after the last the cancel is still
+        carried out once the store can be reached.
+        """
+        reply: Reply[Job] = Reply()
+        return await self._ask(canonical(job_id), CancelAsked(reply), reply)
+
+    async def retry(self, job_id: str) -> Job:
+        """Queue an ended job again. Raises JobNotFound, IllegalTransition, QueueFull, StoreUnavailable."""
+        reply: Reply[Job] = Reply()
+        return await self._ask(canonical(job_id), RetryAsked(reply), reply)
+
+    async def purge(self, job_id: str) -> None:
+        """Remove an ended job with its events and its key. Raises JobNotFound, IllegalTransition, StoreUnavailable."""
+        reply: Reply[Job] = Reply()
+        await self._ask(canonical(job_id), PurgeAsked(reply), reply)
+
+    async def check(self) -> None:
+        """Whether this runtime can take work. Raises StoreUnavailable, ShuttingDown."""
+        if self.draining:
+            raise ShuttingDown("the server is shutting down")
+        if self._store.last_error is not None:
+            raise StoreUnavailable("the store cannot be reached")
+        await self._bounded(self._store.counts)
+
+    def retry_after_seconds(self, queue: str) -> int:
+        """Whole seconds after which asking again makes sense, from the queue's drain rate."""
+        return self._rates.retry_after_seconds(queue)
+
+    def stats(self) -> Stats:
+        """Numbers of this runtime since its start."""
+        return Stats(
+            running=self._directory.running,
+            slots=self.config.max_concurrent_jobs,
+            submitted=dict(self._rates.submitted),
+            finished=dict(self._rates.finished),
+            retried=dict(self._rates.retried),
+            lost_leases=self._leases.lost_total,
+            store_errors=self._store.unavailable_total,
+            subscribers=self._hub.subscribers,
+        )
+
+    # Ending
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_started.is_set()
+
+    def begin_drain(self) -> None:
+        """Take no new work from now on, end streams and waits; ``drain`` waits for the rest. Idempotent."""
+        self.drain_started.set()
+        self._directory.is_draining = True
+        self._dispatcher.stop()
+        self._hub.close()
+
+    async def drain(self) -> None:
+        """Stop claiming, let attempts run, cancel them in time for their cleanup; returns when all have stopped or at the deadline.
+
+        Idempotent; a caller that is cancelled does not stop it.
+        """
+        self.begin_drain()
+        await self._drained.wait()
+
+    # Inside
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        # Shielded: a cancellation of the surrounding code becomes an orderly end through ``_close``, not a torn one.
+        try:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as services:
+                    services.start_soon(self._store.run)
+                    self._clock.set(await self._store.now_ms())
+                    await services.start(self._directory.run)
+                    services.start_soon(self._store.follow_news, self._news, self.config.poll_seconds)
+                    services.start_soon(self._leases.run)
+                    services.start_soon(self._timers.run)
+                    services.start_soon(self._timers.prune)
+                    services.start_soon(self._dispatcher.run)
+                    services.start_soon(self._drain_when_asked)
+                    task_status.started()
+                    await self._stop.wait()
+                    services.cancel_scope.cancel()
+                await self._driver.aclose()
+        finally:
+            self._drained.set()
+            self._finished.set()
+
+    async def _drain_when_asked(self) -> None:
+        await self.drain_started.wait()
+        deadline = trio.current_time() + self.config.drain_seconds
+        with trio.move_on_at(deadline - self.config.cleanup_seconds):
+            await self._directory.wait_no_attempts()
+        for supervisor in self._directory.attempts():
+            assert supervisor.attempt is not None
+            supervisor.attempt.stop("drain")
+        with trio.move_on_at(deadline):
+            await self._directory.wait_no_attempts()
+        for supervisor in self._directory.attempts():
+            logger.error("job %s does not stop; it keeps its slot and its lease", supervisor.job_id)
+        self._drained.set()
+
+    async def _close(self) -> None:
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._leave_if_dead, nursery.cancel_scope)
+                await self.drain()
+                await self._directory.wait_no_attempts()
+                with trio.move_on_after(self.config.store_timeout_seconds):
+                    await self._directory.wait_empty()
+                self._stop.set()
+                await self._finished.wait()
+
+    async def _leave_if_dead(self, scope: trio.CancelScope) -> None:
+        await self._finished.wait()
+        scope.cancel()
+
+    def _published(self, events: Sequence[Event]) -> None:
+        self._hub.publish(events)
+        self._rates.see(events)
+        for observer in self.on_events:
+            observer(events)
+        self._dispatcher.see(events)
+        if any(event.status == Status.SCHEDULED for event in events):
+            self._timers.wake()
+
+    def _news(self, news: News) -> None:
+        self._published(news.events)
+        self._directory.hint(dict.fromkeys(event.job_id for event in news.events))
+        if not news.complete:
+            self._reread()
+        if news.holder_died:
+            self._timers.wake()
+
+    def _reread(self) -> None:
+        self._hub.lag_all()
+        self._directory.hint_all()
+        self._dispatcher.wake()
+        self._timers.wake()
+
+    def _handler(self, name: str) -> Handler:
+        handler = self.handlers.get(name)
+        if handler is None:
+            raise InvalidRequest(f"there is no handler named {name!r}")
+        return handler
+
+    def _accepted(self, job: Job, outcome: Outcome) -> Accepted:
+        match outcome:
+            case Committed(stored):
+                return Accepted(stored, replayed=False)
+            case Duplicate(there) if there.fingerprint is not None and there.fingerprint == job.fingerprint:
+                return Accepted(there, replayed=True)
+            case Duplicate(there) if there.id == job.id:
+                raise JobExists("that job id is taken")
+            case Duplicate():
+                raise KeyReused("that idempotency key came with a different request before")
+            case Full(size):
+                raise QueueFull(f"the queue holds {size} jobs, as many as it may: ask again later")
+            case _:
+                raise AssertionError(f"an insert cannot end as {outcome}")
+
+    async def _ask(self, job_id: str, message: Any, reply: Reply[Job]) -> Job:
+        async def ask() -> Job:
+            await self._directory.tell(job_id, message)
+            return await reply.get()
+
+        return await self._bounded(ask)
+
+    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Callers wait for the store so long and no longer."""
+        if self._finished.is_set():
+            raise ShuttingDown("the runtime has ended")
+        with trio.move_on_after(self.config.store_timeout_seconds):
+            return await call()
+        raise StoreUnavailable("the store did not answer in time")
+
+
+@asynccontextmanager
+async def open_runtime(
+    store: Store,
+    handlers: Handlers | Iterable[Handler],
+    config: Config | None = None,
+    *,
+    around: Around | None = None,
+    random: randomness.Random | None = None,
+    threads: Threads | None = None,
+) -> AsyncIterator[Runtime]:
+    """Open ``store`` and run jobs with ``handlers`` until the block is left, then drain and close the store.
+
+    ``around()`` is entered round every attempt. ``random`` draws ids and jitter; by default the system's randomness.
+    ``threads`` runs plain functions; by default trio's worker threads. Raises StoreRefused, StoreUnavailable when the store cannot be opened. A bug in the runtime cancels the block and
+    comes out as an ExceptionGroup; the block's own exceptions come out as they are.
+    """
+    registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
+    settings = config or Config()
+    source = random or randomness.SystemRandom()
+    runtime = Runtime(store, registry, settings, around=around, random=source, threads=threads)
+    await store.open(worker=runtime.worker, max_events_per_job=settings.max_events_per_job)
+    bodys_error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(runtime._run)
+            try:
+                yield runtime
+            except BaseException as error:
+                bodys_error = error
+                raise
+            finally:
+                await runtime._close()
+    except BaseExceptionGroup as group:
+        if bodys_error is not None and group.exceptions == (bodys_error,):
+            # The nursery's wrapping says nothing: nobody but the block itself failed.
+            raise bodys_error from bodys_error.__cause__
+        raise
+    finally:
+        if sys.exc_info()[0] is not None:
+            with trio.CancelScope(shield=True):
+                await store.aclose()

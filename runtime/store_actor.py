@@ -1,0 +1,256 @@
+"""The one user of a driver.
+
+Three lanes, each a task of its own, so that no caller's cancellation ever tears a call: writes, reads and news. The write
+lane drains its mailbox and makes one group commit of what it found: one batch is in flight while the next gathers,
+with no artificial waiting. It answers each sender and then publishes what was committed. A driver's StoreUnavailable goes to
+the senders of that batch; what to do about it is theirs. Any other exception is a bug and ends the runtime.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import trio
+from msgspec import Struct
+
+from callboard.runtime.core.errors import CallboardError, StoreUnavailable
+from callboard.runtime.core.events import Event
+from callboard.runtime.core.job import Job, Status
+from callboard.runtime.core.store import (
+    Claimed,
+    Committed,
+    Delete,
+    Due,
+    Extension,
+    Held,
+    JobFilter,
+    News,
+    Outcome,
+    Page,
+    Store,
+    Write,
+)
+from callboard.runtime.reply import Reply
+
+__all__ = ["StoreActor"]
+
+logger = logging.getLogger("callboard.store")
+
+T = TypeVar("T")
+
+MAX_BATCH = 500
+"""Items of one commit: more would hold the event loop for over 2 ms on SQLite. Source: measured before the project began."""
+MAX_PENDING = 10_000
+"""Calls that may wait in one lane; past it, callers are told that the store cannot be reached."""
+
+
+class _Item(Struct, frozen=True):
+    """One compare-and-set on its way into a batch."""
+
+    write: Write | Delete
+    reply: Reply[Outcome]
+
+
+class _Call(Struct, frozen=True):
+    """Any other call of the driver."""
+
+    call: Callable[[], Awaitable[Any]]
+    reply: Reply[Any]
+
+
+class _Lane:
+    """A bounded mailbox that is drained whole."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Any] = deque()
+        self._wake = trio.Event()
+
+    def put(self, message: Any) -> None:
+        if len(self._waiting) >= MAX_PENDING:
+            raise StoreUnavailable("too many calls wait for the store")
+        self._waiting.append(message)
+        self._wake.set()
+
+    def withdraw(self, message: Any) -> None:
+        for index, waiting in enumerate(self._waiting):
+            if waiting is message:
+                del self._waiting[index]
+                return
+
+    async def take(self) -> list[Any]:
+        while not self._waiting:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
+
+class StoreActor:
+    """Serializes all calls of ``store``.
+
+    ``publish`` is given the events of each commit, in order, after the senders' answers. ``recovered`` is called after
+    the first write that succeeds again: what the failed ones did is unknown, so whoever follows anything has to reread.
+    """
+
+    def __init__(
+        self, store: Store, *, publish: Callable[[Sequence[Event]], None], recovered: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._publish = publish
+        self._recovered = recovered
+        self._writes = _Lane()
+        self._reads = _Lane()
+        self.last_error: StoreUnavailable | None = None
+        """Why the last write failed; None if it did not."""
+        self.unavailable_total = 0
+
+    async def run(self) -> None:
+        """Both lanes, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_writes)
+            nursery.start_soon(self._run_reads)
+
+    async def follow_news(self, deliver: Callable[[News], None], retry_seconds: float) -> None:
+        """Hand over what other connections commit, until cancelled."""
+        cursor: str | None = None
+        while True:
+            try:
+                news = await self._store.wait_news(cursor)
+            except StoreUnavailable:
+                await trio.sleep(retry_seconds)
+                continue
+            cursor = news.cursor
+            deliver(news)
+
+    async def commit(self, write: Write | Delete) -> Outcome:
+        """One compare-and-set, batched with whatever else waits. Raises StoreUnavailable.
+
+        A caller that is cancelled takes its write back if it is not on its way yet.
+        """
+        reply: Reply[Outcome] = Reply()
+        item = _Item(write, reply)
+        self._writes.put(item)
+        try:
+            return await reply.get()
+        except trio.Cancelled:
+            self._writes.withdraw(item)
+            raise
+
+    async def claim(self, queues: Sequence[str], names: Sequence[str], limit: int, lease_ms: int) -> Sequence[Claimed]:
+        async def call() -> Sequence[Claimed]:
+            claimed = await self._store.claim(queues=queues, names=names, limit=limit, lease_ms=lease_ms)
+            self._publish([event for one in claimed for event in one.events])
+            return claimed
+
+        return await self._ask(self._writes, call)
+
+    async def extend(self, held: Sequence[Held], lease_ms: int) -> Sequence[Extension]:
+        return await self._ask(self._writes, lambda: self._store.extend(held, lease_ms=lease_ms))
+
+    async def lapse(self, limit: int) -> Sequence[Committed]:
+        async def call() -> Sequence[Committed]:
+            lapsed = await self._store.lapse(limit=limit)
+            self._publish([event for one in lapsed for event in one.events])
+            return lapsed
+
+        return await self._ask(self._writes, call)
+
+    async def prune(self, ended_before_ms: int, limit: int) -> int:
+        return await self._ask(self._writes, lambda: self._store.prune(ended_before_ms=ended_before_ms, limit=limit))
+
+    async def get(self, job_id: str) -> Job | None:
+        reply: Reply[Job | None] = Reply()
+        self._reads.put((job_id, reply))
+        return await reply.get()
+
+    async def list(self, where: JobFilter, cursor: str | None, limit: int) -> Page:
+        return await self._ask(self._reads, lambda: self._store.list(where, cursor=cursor, limit=limit))
+
+    async def events(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
+        return await self._ask(self._reads, lambda: self._store.events(job_id, after=after, limit=limit))
+
+    async def next_due(self) -> Due:
+        return await self._ask(self._reads, self._store.next_due)
+
+    async def counts(self) -> dict[tuple[str, Status], int]:
+        return await self._ask(self._reads, self._store.counts)
+
+    async def now_ms(self) -> int:
+        return await self._ask(self._reads, self._store.now_ms)
+
+    async def _ask(self, lane: _Lane, call: Callable[[], Awaitable[T]]) -> T:
+        reply: Reply[T] = Reply()
+        lane.put(_Call(call, reply))
+        return await reply.get()
+
+    async def _run_writes(self) -> None:
+        while True:
+            messages = await self._writes.take()
+            items = [message for message in messages if isinstance(message, _Item)]
+            for start in range(0, len(items), MAX_BATCH):
+                await self._commit(items[start : start + MAX_BATCH])
+            for message in messages:
+                if isinstance(message, _Call):
+                    self._note(await self._answer(message))
+
+    async def _commit(self, items: Sequence[_Item]) -> None:
+        try:
+            outcomes = await self._store.commit([item.write for item in items])
+        except StoreUnavailable as error:
+            self._note(error)
+            for item in items:
+                item.reply.fail(_copy(error))
+            return
+        self._note(None)
+        for item, outcome in zip(items, outcomes, strict=True):
+            item.reply.set(outcome)
+        self._publish([event for outcome in outcomes if isinstance(outcome, Committed) for event in outcome.events])
+
+    async def _run_reads(self) -> None:
+        while True:
+            messages = await self._reads.take()
+            await self._get([message for message in messages if not isinstance(message, _Call)])
+            for message in messages:
+                if isinstance(message, _Call):
+                    await self._answer(message)
+
+    async def _get(self, asked: Sequence[tuple[str, Reply[Job | None]]]) -> None:
+        if not asked:
+            return
+        try:
+            jobs = await self._store.get([job_id for job_id, _ in asked])
+        except CallboardError as error:
+            for _, reply in asked:
+                reply.fail(_copy(error))
+            return
+        for (_, reply), job in zip(asked, jobs, strict=True):
+            reply.set(job)
+
+    async def _answer(self, message: _Call) -> StoreUnavailable | None:
+        try:
+            message.reply.set(await message.call())
+        except StoreUnavailable as error:
+            message.reply.fail(error)
+            return error
+        except (CallboardError, ValueError) as error:
+            message.reply.fail(error)
+        return None
+
+    def _note(self, error: StoreUnavailable | None) -> None:
+        was_failing, self.last_error = self.last_error is not None, error
+        if error is not None:
+            self.unavailable_total += 1
+            if not was_failing:
+                logger.warning("the store cannot be reached: %s", error)
+        elif was_failing:
+            logger.warning("the store can be reached again")
+            self._recovered()
+
+
+def _copy(error: CallboardError) -> CallboardError:
+    # Each sender raises an instance of its own: a shared one would collect the tracebacks of all.
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy

@@ -1,0 +1,92 @@
+"""From what was asked to the record of a new job. Pure but for the id, the time and the settings, which are passed in."""
+
+from msgspec import Struct
+
+from callboard.runtime.config import Config
+from callboard.runtime.core.errors import InvalidRequest
+from callboard.runtime.core.job import MAX_PRIORITY, Job, Request, Status
+from callboard.runtime.handlers import Handler
+
+__all__ = ["Accepted", "Submission", "new_job"]
+
+MAX_DELAY_MS = 366 * 24 * 3600 * 1000
+"""A job may be put off by a year at most: more is a unit mixed up."""
+
+
+class Submission(Struct, frozen=True, kw_only=True):
+    """One request to run a handler; None means the handler's own setting.
+
+    ``job_id`` is a UUID that the caller chose. ``key`` is a digest of the caller's idempotency key, ``fingerprint`` one of
+    what is asked; a repeat is told from a clash by it. At most one of ``delay_ms`` and ``run_at_ms`` (milliseconds
+    since the epoch) may be given.
+    """
+
+    name: str
+    request: Request = Request()
+    queue: str | None = None
+    priority: int | None = None
+    job_id: str | None = None
+    key: str | None = None
+    fingerprint: str | None = None
+    owner: str | None = None
+    delay_ms: int | None = None
+    run_at_ms: int | None = None
+    max_retries: int | None = None
+    timeout_seconds: float | None = None
+
+
+class Accepted(Struct, frozen=True):
+    """The job is in the store. ``replayed``: it was there before, from an earlier submission of the same."""
+
+    job: Job
+    replayed: bool
+
+
+def new_job(submission: Submission, handler: Handler, config: Config, *, job_id: str, now_ms: int) -> Job:
+    """The record to insert. Raises InvalidRequest for a value that cannot be meant."""
+    due_ms = _due_ms(submission, now_ms)
+    priority = submission.priority
+    if priority is None:
+        priority = handler.priority if isinstance(handler.priority, int) else 0
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise InvalidRequest(f"the priority is {priority}: give a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
+    timeout = config.timeout_seconds if handler.timeout_seconds is None else handler.timeout_seconds
+    if submission.timeout_seconds is not None:
+        if not 0 < submission.timeout_seconds < float("inf"):
+            raise InvalidRequest(f"the timeout is {submission.timeout_seconds}: give seconds, more than 0")
+        timeout = submission.timeout_seconds if timeout is None else min(timeout, submission.timeout_seconds)
+    return Job(
+        id=job_id,
+        name=handler.name,
+        queue=submission.queue or handler.queue,
+        status=Status.QUEUED if due_ms is None else Status.SCHEDULED,
+        priority=priority,
+        max_retries=_first(submission.max_retries, handler.max_retries, config.max_retries),
+        max_lost_leases=_first(handler.max_lost_leases, config.max_lost_leases),
+        timeout_seconds=timeout,
+        created_ms=now_ms,
+        updated_ms=now_ms,
+        due_ms=due_ms,
+        owner=submission.owner,
+        key=submission.key,
+        fingerprint=submission.fingerprint,
+    )
+
+
+def _due_ms(submission: Submission, now_ms: int) -> int | None:
+    if submission.delay_ms is not None and submission.run_at_ms is not None:
+        raise InvalidRequest("give either a delay or a time to run at, not both")
+    due_ms = submission.run_at_ms
+    if submission.delay_ms is not None:
+        due_ms = now_ms + submission.delay_ms
+        if submission.delay_ms < 0:
+            raise InvalidRequest(f"the delay is {submission.delay_ms / 1000:g} s: give 0 or more")
+    if due_ms is None or due_ms <= now_ms:
+        return None
+    if due_ms - now_ms > MAX_DELAY_MS:
+        raise InvalidRequest("the job would run more than a year from now")
+    return due_ms
+
+
+def _first(*values: int | None) -> int:
+    return next(value for value in values if value is not None)
