@@ -1,0 +1,46 @@
+"""From a URL to a store. Does no I/O."""
+
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from callboard.runtime.core.errors import ConfigError
+from callboard.runtime.core.store import Store
+from callboard.stores.memory import MemoryStore
+from callboard.stores.sqlite import SqliteStore
+from callboard.stores.sqlite_engine import Synchronous
+
+__all__ = ["open_store"]
+
+_SYNCHRONOUS: Final[dict[str, Synchronous]] = {"full": "FULL", "normal": "NORMAL"}
+
+_ACCEPTED: Final = (
+    "use memory://, sqlite:///relative.db or sqlite:////absolute.db,"
+    " the last two with ?synchronous=full (the default) or ?synchronous=normal"
+)
+
+
+def open_store(url: str) -> Store:
+    """The store that ``url`` names, not connected yet: its ``open`` does that. Raises ConfigError.
+
+    ``memory://``, ``sqlite:///relative.db`` or ``sqlite:////absolute.db``. Source: the URLs of SQLAlchemy.
+    """
+    # The URL may hold a password, so no message repeats any of it but a plain scheme.
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError(f"the store's URL cannot be read: {_ACCEPTED}") from None
+    if parts.scheme == "memory" and url in ("memory:", "memory://"):
+        return MemoryStore()
+    if parts.scheme == "sqlite" and not parts.netloc and not parts.fragment and len(parts.path) > 1:
+        return SqliteStore(unquote(parts.path[1:]), synchronous=_synchronous(parts.query))
+    if parts.scheme in ("redis", "rediss"):
+        raise ConfigError(f"{parts.scheme}:// is not available yet: {_ACCEPTED}")
+    raise ConfigError(f"no store has a URL like that: {_ACCEPTED}")
+
+
+def _synchronous(query: str) -> Synchronous:
+    options = parse_qsl(query, keep_blank_values=True)
+    values = [_SYNCHRONOUS.get(value.lower()) for name, value in options if name == "synchronous"]
+    if len(values) != len(options) or len(values) > 1 or None in values:
+        raise ConfigError(f"the store's URL has an option that is not known: {_ACCEPTED}")
+    return values[0] or "FULL" if values else "FULL"

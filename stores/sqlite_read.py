@@ -1,0 +1,106 @@
+"""The reading verbs on a connection: plain queries, each answered from one moment."""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from callboard.runtime.core.codec import decode_event, decode_job
+from callboard.runtime.core.events import Event
+from callboard.runtime.core.job import Job, Status
+from callboard.runtime.core.store import Due, JobFilter, News
+from callboard.stores.cursors import news_cursor
+from callboard.stores.sqlite_engine import snapshot
+from callboard.stores.sqlite_ledger import json_array
+
+__all__ = ["Slice", "counts", "events", "get", "news", "next_due", "position", "slice_below"]
+
+_SLICE: Final = 4000
+"""So many jobs are looked at before the loop may turn: a filter that few jobs pass must not stop everything else."""
+
+_MAX_NEWS: Final = 1000
+
+_GET: Final = "SELECT id, record FROM job WHERE id IN (SELECT value FROM json_each(?))"
+_EVENTS: Final = (
+    "SELECT body FROM event WHERE serial = (SELECT serial FROM job WHERE id = ?) AND seq > ? ORDER BY seq LIMIT ?"
+)
+_FLOOR: Final = "SELECT min(serial) FROM (SELECT serial FROM job WHERE serial < ? ORDER BY serial DESC LIMIT ?)"
+_FLOOR_OF_OWNER: Final = (
+    "SELECT min(serial) FROM (SELECT serial FROM job WHERE owner = ? AND serial < ? ORDER BY serial DESC LIMIT ?)"
+)
+_MATCHING: Final = (
+    "SELECT record FROM job WHERE {owner} serial < :below AND serial >= :floor"
+    " AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))"
+    " AND (:name IS NULL OR name = :name) AND (:queue IS NULL OR queue = :queue)"
+    " ORDER BY serial DESC LIMIT :limit"
+)
+_PAGE: Final = _MATCHING.format(owner="")
+_PAGE_OF_OWNER: Final = _MATCHING.format(owner="owner = :owner AND")
+_NEWS: Final = "SELECT pos, origin, body FROM event WHERE pos > ? AND origin <> ? ORDER BY pos LIMIT ?"
+
+
+class Slice(Struct, frozen=True):
+    """Some of the jobs that a filter lets pass, and where to go on; None at the end."""
+
+    jobs: list[Job]
+    below: int | None
+
+
+def get(connection: sqlite3.Connection, job_ids: Sequence[str]) -> list[Job | None]:
+    """The records in the order of ``job_ids``."""
+    found = {job_id: decode_job(record) for job_id, record in connection.execute(_GET, (json_array(job_ids),))}
+    return [found.get(job_id) for job_id in job_ids]
+
+
+def slice_below(connection: sqlite3.Connection, where: JobFilter, *, below: int, limit: int) -> Slice:
+    """Up to ``limit`` jobs with a serial under ``below``, newest first, out of the next few thousand."""
+    with snapshot(connection):
+        if where.owner is None:
+            floor = connection.execute(_FLOOR, (below, _SLICE)).fetchone()[0]
+        else:
+            floor = connection.execute(_FLOOR_OF_OWNER, (where.owner, below, _SLICE)).fetchone()[0]
+        if floor is None:
+            return Slice([], None)
+        statement = _PAGE if where.owner is None else _PAGE_OF_OWNER
+        values = _values(where) | {"below": below, "floor": floor, "limit": limit}
+        return Slice([decode_job(record) for (record,) in connection.execute(statement, values)], floor)
+
+
+def events(connection: sqlite3.Connection, job_id: str, *, after: int, limit: int) -> list[Event]:
+    """Up to ``limit`` events of a job after ``after``, oldest first."""
+    return [decode_event(body) for (body,) in connection.execute(_EVENTS, (job_id, after, limit))]
+
+
+def next_due(connection: sqlite3.Connection) -> Due:
+    """The earliest due time and the earliest end of a lease."""
+    scheduled = "SELECT due_ms FROM job WHERE due_ms IS NOT NULL ORDER BY due_ms LIMIT 1"
+    lease = "SELECT lease_ms FROM job WHERE lease_ms IS NOT NULL ORDER BY lease_ms LIMIT 1"
+    return Due(*connection.execute(f"SELECT ({scheduled}), ({lease})").fetchone())
+
+
+def counts(connection: sqlite3.Connection) -> dict[tuple[str, Status], int]:
+    """How many jobs each (queue, status) holds."""
+    rows = connection.execute("SELECT queue, status, n FROM tally WHERE n > 0")
+    return {(queue, Status(status)): count for queue, status, count in rows}
+
+
+def position(connection: sqlite3.Connection) -> int:
+    """The position of the newest event."""
+    newest: int = connection.execute("SELECT pos FROM counter").fetchone()[0]
+    return newest
+
+
+def news(connection: sqlite3.Connection, seen: int, *, origin: int) -> News:
+    """What connections other than ``origin`` committed after ``seen``, or the first part of it."""
+    with snapshot(connection):
+        newest, lost = connection.execute("SELECT pos, lost_pos FROM counter").fetchone()
+        rows = connection.execute(_NEWS, (seen, origin, _MAX_NEWS)).fetchall()
+    reached = rows[-1][0] if len(rows) == _MAX_NEWS else newest
+    fresh = tuple(decode_event(body) for _, _, body in rows)
+    return News(cursor=news_cursor(reached), events=fresh, complete=lost <= seen <= newest)
+
+
+def _values(where: JobFilter) -> dict[str, str | int | None]:
+    statuses = json_array([status.value for status in where.statuses]) if where.statuses else None
+    return {"statuses": statuses, "name": where.name, "queue": where.queue, "owner": where.owner}

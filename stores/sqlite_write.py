@@ -1,0 +1,174 @@
+"""The writing verbs on a ``Ledger``: what each chooses and what it makes of it. All of it runs inside one transaction."""
+
+import heapq
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import islice
+from typing import Final
+
+from callboard.runtime.core.codec import decode_request
+from callboard.runtime.core.commands import Claim, Lapse
+from callboard.runtime.core.job import WAITING, Job, Request, Status
+from callboard.runtime.core.store import (
+    Claimed,
+    Committed,
+    Conflict,
+    Delete,
+    Duplicate,
+    Extension,
+    Full,
+    Held,
+    Outcome,
+    Write,
+)
+from callboard.runtime.core.transition import decide
+from callboard.stores.comparing import check_batch, is_same
+from callboard.stores.sqlite_ledger import Ledger, Row, json_array
+
+__all__ = ["MAX_PROMOTED", "claim", "commit", "extend", "lapse", "promote", "prune"]
+
+MAX_PROMOTED: Final = 2000
+"""So many jobs that fell due become ready in one transaction; a claim that finds more makes several, so that the loop turns."""
+
+_PROMOTE: Final = (
+    "UPDATE job SET ready = 1, due_ms = NULL"
+    " WHERE serial IN (SELECT serial FROM job WHERE due_ms <= ? ORDER BY due_ms LIMIT ?)"
+)
+_READY: Final = (
+    "SELECT -priority, serial FROM job WHERE ready = 1 AND queue = ? AND name = ? ORDER BY priority DESC, serial"
+)
+_REQUESTS: Final = "SELECT serial, body FROM request WHERE serial IN (SELECT value FROM json_each(?))"
+_EXTEND: Final = "UPDATE job SET lease_ms = ? WHERE serial IN (SELECT value FROM json_each(?))"
+_LAPSED: Final = "SELECT serial FROM job WHERE lease_ms <= ? ORDER BY lease_ms, holder LIMIT ?"
+_ORPHANED: Final = (
+    "SELECT serial FROM job WHERE lease_ms IS NOT NULL AND holder IN (SELECT value FROM json_each(?))"
+    " ORDER BY lease_ms, holder LIMIT ?"
+)
+_ENDED: Final = "SELECT serial FROM job WHERE completed_ms < ? ORDER BY completed_ms LIMIT ?"
+_VACUUM_PAGES: Final = "PRAGMA incremental_vacuum(1000)"
+
+
+def commit(ledger: Ledger, batch: Sequence[Write | Delete]) -> list[Outcome]:
+    """Apply the items in order."""
+    check_batch(batch)
+    ledger.load_ids([item.job.id if isinstance(item, Write) else item.expected.id for item in batch])
+    ledger.load_keys([item.job.key for item in batch if isinstance(item, Write) and item.job.key is not None])
+    outcomes = [_apply(ledger, item) for item in batch]
+    ledger.flush()
+    return outcomes
+
+
+def promote(connection: sqlite3.Connection, now_ms: int) -> bool:
+    """Make jobs that have fallen due ready; whether that were all of them."""
+    return connection.execute(_PROMOTE, (now_ms, MAX_PROMOTED)).rowcount < MAX_PROMOTED
+
+
+def claim(
+    ledger: Ledger, *, pairs: Sequence[tuple[str, str]], limit: int, now_ms: int, lease_ms: int, worker: str
+) -> list[Claimed]:
+    """Take up to ``limit`` ready jobs of the (queue, name) ``pairs`` until ``lease_ms``."""
+    rows = ledger.load_serials(_choose(ledger.connection, pairs, limit))
+    requests = _requests(ledger.connection, rows)
+    claimed = []
+    for row in rows:
+        change = decide(row.job, Claim(now_ms=now_ms, worker=worker, fence=ledger.next_fence()))
+        ledger.change(row, change.job, change.events, lease_ms=lease_ms)
+        claimed.append(Claimed(change.job, requests[change.job.serial], change.events))
+    ledger.flush()
+    return claimed
+
+
+def extend(ledger: Ledger, held: Sequence[Held], *, lease_ms: int) -> list[Extension]:
+    """Let the leases that are still held end at ``lease_ms``."""
+    ledger.load_ids([lease.job_id for lease in held])
+    jobs = [_held_job(ledger, lease) for lease in held]
+    serials = [job.serial for job in jobs if job is not None]
+    ledger.connection.execute(_EXTEND, (lease_ms, json_array(serials)))
+    return [Extension(False) if job is None else Extension(True, job.cancel_requested) for job in jobs]
+
+
+def lapse(ledger: Ledger, *, now_ms: int, dead: Collection[int], limit: int) -> list[Committed]:
+    """Take up to ``limit`` jobs whose lease has ended or whose holder is among the ``dead`` origins."""
+    found = ledger.connection.execute(_LAPSED, (now_ms, limit)).fetchall()
+    if dead:
+        found += ledger.connection.execute(_ORPHANED, (json_array(list(dead)), limit)).fetchall()
+    serials = list(dict.fromkeys(serial for (serial,) in found))[:limit]
+    lapsed = []
+    for row in ledger.load_serials(serials):
+        change = decide(row.job, Lapse(now_ms=now_ms))
+        ledger.change(row, change.job, change.events)
+        lapsed.append(Committed(change.job, change.events))
+    ledger.flush()
+    return lapsed
+
+
+def prune(ledger: Ledger, *, ended_before_ms: int, limit: int) -> int:
+    """Remove up to ``limit`` jobs that ended before then, and give pages back to the filesystem."""
+    serials = [serial for (serial,) in ledger.connection.execute(_ENDED, (ended_before_ms, limit))]
+    for row in ledger.load_serials(serials):
+        ledger.remove(row)
+    ledger.flush()
+    ledger.connection.execute(_VACUUM_PAGES).fetchall()
+    return len(serials)
+
+
+def _apply(ledger: Ledger, item: Write | Delete) -> Outcome:
+    if isinstance(item, Delete):
+        return _delete(ledger, item)
+    return _insert(ledger, item) if item.expected is None else _update(ledger, item, item.expected)
+
+
+def _insert(ledger: Ledger, item: Write) -> Outcome:
+    taken = ledger.by_id(item.job.id) or ledger.by_key(item.job.key)
+    if taken is not None:
+        return Duplicate(taken.job)
+    if item.job.status in WAITING and (full := _full(ledger, item)) is not None:
+        return full
+    return Committed(ledger.insert(item.job, item.request or Request(), item.events), item.events)
+
+
+def _update(ledger: Ledger, item: Write, expected: Job) -> Outcome:
+    row = ledger.by_id(expected.id)
+    if row is None or not is_same(row.job, expected):
+        return Conflict(None if row is None else row.job)
+    joins = item.job.status in WAITING and row.job.status not in WAITING
+    if joins and (full := _full(ledger, item)) is not None:
+        return full
+    ledger.change(row, item.job, item.events)
+    return Committed(item.job, item.events)
+
+
+def _delete(ledger: Ledger, item: Delete) -> Outcome:
+    row = ledger.by_id(item.expected.id)
+    if row is None or not is_same(row.job, item.expected):
+        return Conflict(None if row is None else row.job)
+    ledger.remove(row)
+    return Committed(row.job, ())
+
+
+def _full(ledger: Ledger, item: Write) -> Full | None:
+    if item.max_queue_size is None:
+        return None
+    size = ledger.waiting(item.job.queue)
+    return Full(size) if size >= item.max_queue_size else None
+
+
+def _choose(connection: sqlite3.Connection, pairs: Sequence[tuple[str, str]], limit: int) -> list[int]:
+    """The serials of the first ready jobs over all pairs; each pair is read only as far as it is needed."""
+    with ExitStack() as stack:
+        cursors = [stack.enter_context(closing(connection.execute(_READY, pair))) for pair in pairs]
+        first: Iterator[tuple[int, int]] = heapq.merge(*cursors)
+        return [serial for _, serial in islice(first, limit)]
+
+
+def _requests(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[int, Request]:
+    serials = json_array([row.job.serial for row in rows])
+    return {serial: decode_request(body) for serial, body in connection.execute(_REQUESTS, (serials,))}
+
+
+def _held_job(ledger: Ledger, lease: Held) -> Job | None:
+    row = ledger.by_id(lease.job_id)
+    if row is None or row.job.status is not Status.IN_PROGRESS or row.job.fence != lease.fence:
+        return None
+    return row.job
