@@ -22,4 +22,4 @@ class RuntimeClock:
 
     def now_ms(self) -> int:
         """The time of day."""
-        return int(self._epoch_ms + trio.current_time() * 1000)
+        return round(self._epoch_ms + trio.current_time() * 1000)

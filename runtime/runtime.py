@@ -414,8 +414,9 @@ async def open_runtime(
     """Open ``store`` and run jobs with ``handlers`` until the block is left, then drain and close the store.
 
     ``around()`` is entered round every attempt. ``random`` draws ids and jitter; by default the system's randomness.
-    ``threads`` runs plain functions; by default trio's worker threads. Raises StoreRefused, StoreUnavailable when the store cannot be opened. A bug in the runtime cancels the block and
-    comes out as an ExceptionGroup; the block's own exceptions come out as they are.
+    ``threads`` runs plain functions; by default trio's worker threads. Raises StoreRefused, StoreUnavailable when the
+    store cannot be opened. A bug in the runtime cancels the block and comes out as an ExceptionGroup; the block's own
+    exceptions come out as they are.
     """
     registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
     settings = config or Config()

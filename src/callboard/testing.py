@@ -108,4 +108,4 @@ def run_virtual(scenario: Callable[[], Awaitable[T]]) -> T:
 
 def virtual_now_ms() -> int:
     """Trio's clock as milliseconds since the epoch."""
-    return _BIRTHDAY_MS + int(trio.current_time() * 1000)
+    return _BIRTHDAY_MS + round(trio.current_time() * 1000)
