@@ -1,0 +1,73 @@
+"""Who may do what: the app's ``identify`` and ``authorize`` hooks and the check of ``Origin``. Owns no policy of its own but one:
+
+an app that identifies its callers and brings no ``authorize`` gets the obvious rule, everyone sees their own jobs.
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal
+
+from quart.wrappers.base import BaseRequestWebsocket
+
+from callboard.runtime.core.errors import JobNotFound
+from callboard.runtime.core.job import Job
+from callboard.web.problems import Refusal
+
+__all__ = ["Access", "Action", "Authorize", "Identify"]
+
+Action = Literal["submit", "read", "list", "cancel", "retry", "purge", "stream", "inspect", "metrics", "ui"]
+
+Identify = Callable[[Any], str | Awaitable[str | None] | None]
+"""``identify(request)`` names the caller, or None; the request is Quart's request or websocket. It may be async."""
+
+Authorize = Callable[[Any, str, Job | None], bool | Awaitable[bool]]
+"""``authorize(request, action, job)`` says whether the caller may; ``job`` is None where no job is meant. It may be async."""
+
+
+class Access:
+    """The hooks of one app. A plain hook is called in the event loop: it must not block."""
+
+    def __init__(
+        self, authorize: Authorize | None, identify: Identify | None, allowed_origins: Iterable[str] = ()
+    ) -> None:
+        self.authorize = authorize
+        self.identify = identify
+        self.allowed_origins = frozenset(origin.rstrip("/").lower() for origin in allowed_origins)
+
+    async def caller(self, request: BaseRequestWebsocket) -> str | None:
+        """The caller's name by ``identify``; None without the hook."""
+        return None if self.identify is None else await _result(self.identify(request))
+
+    async def allows(self, request: BaseRequestWebsocket, action: Action, job: Job | None = None) -> bool:
+        """Whether the caller may do ``action``, with ``job`` where one is meant."""
+        if self.authorize is not None:
+            return bool(await _result(self.authorize(request, action, job)))
+        if self.identify is None or job is None:
+            return True
+        return job.owner == await self.caller(request)
+
+    async def require(self, request: BaseRequestWebsocket, action: Action, job: Job | None = None) -> None:
+        """Raises JobNotFound without a right to ``job``, Refusal (403) without a right to ``action``."""
+        if job is not None and not await self.allows(request, "read", job):
+            raise JobNotFound(f"no job {job.id} for this caller")
+        if action != "read" and not await self.allows(request, action, job):
+            raise Refusal(403, "forbidden", "You may not do that.")
+
+    def check_origin(self, request: BaseRequestWebsocket) -> None:
+        """Raises Refusal (403) for a page of another site that is not among ``allowed_origins``.
+
+        A request without ``Origin`` comes from no page. The app's own origin is known by the Host header, whatever the scheme:
+        a proxy that ends TLS hides it.
+        """
+        origin = request.headers.get("Origin")
+        if origin is None or "*" in self.allowed_origins:
+            return
+        origin = origin.rstrip("/").lower()
+        if origin in self.allowed_origins:
+            return
+        if origin.partition("://")[2] != request.host.lower():
+            raise Refusal(403, "foreign-origin", "Pages of that origin may not do this; see allowed_origins.")
+
+
+async def _result(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value

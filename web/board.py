@@ -1,0 +1,259 @@
+"""The Quart extension: handlers on routes, the job routes under a prefix, and a runtime that lives as long as the app serves.
+
+It brings store and runtime together (the only module here that may open a store) and owns the runtime's start and end. What a
+request is answered lies in ``mapping``, ``jobs`` and ``websocket``.
+
+The runtime is held by one task in ``app.nursery``. Nothing but ``trio.Cancelled`` may leave that task: an exception there would end
+the lifespan and leave a server that answers without a runtime. (Measured; the one exception is ``LifespanFailureError``, which
+Hypercorn takes as the wish to stop, and which is how the process ends when the runtime has died and no launcher watches.)
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal, TypeVar
+
+import trio
+from hypercorn.utils import LifespanFailureError
+from quart_trio import QuartTrio
+
+from callboard.runtime import Config, Handlers, Runtime, ShuttingDown, open_runtime
+from callboard.runtime.core.errors import ConfigError
+from callboard.runtime.core.store import Store
+from callboard.runtime.handlers import make_handler
+from callboard.stores.opening import open_store
+from callboard.web.access import Access, Authorize, Identify
+from callboard.web.limits import BodyLimit
+from callboard.web.mapping import Mapping, View
+from callboard.web.metrics import Metrics
+from callboard.web.mounting import mount_jobs, mount_mapping
+
+__all__ = ["DEFAULT_STORE", "STORE_VARIABLE", "Callboard"]
+
+logger: Final = logging.getLogger("callboard.web")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STORE_VARIABLE: Final = "CALLBOARD_STORE"
+DEFAULT_STORE: Final = "sqlite:///callboard.db"
+SHUTDOWN_MARGIN_SECONDS: Final = 5.0
+"""What ``after_serving`` may take beyond the drain."""
+
+
+class _Life:
+    """One start of the app: its runtime from opening to closing."""
+
+    def __init__(self) -> None:
+        self.runtime: Runtime | None = None
+        self.fatal = trio.Event()
+        self.closing = trio.Event()
+        self.finished = trio.Event()
+
+
+class Callboard:
+    """Asynchronous endpoints for a Quart-Trio app.
+
+    ``store`` is a URL (``memory://``, ``sqlite:///relative.db``, ``sqlite:////absolute.db``) or a store object; without it the variable
+    CALLBOARD_STORE, read at start, else ``sqlite:///callboard.db``. ``prefix`` is where the job routes are. ``identify(request)``
+    names the caller, ``authorize(request, action, job)`` says what is allowed; either may be async. An app that identifies
+    callers and does not authorize shows everyone their own jobs only. ``allowed_origins`` are further sites whose pages may use the
+    websockets and the unsafe methods; ``"*"`` is any. Nothing is opened before the app starts.
+    """
+
+    def __init__(
+        self,
+        app: QuartTrio | None = None,
+        *,
+        store: str | Store | None = None,
+        config: Config | None = None,
+        prefix: str = "/jobs",
+        authorize: Authorize | None = None,
+        identify: Identify | None = None,
+        allowed_origins: Iterable[str] = (),
+    ) -> None:
+        self.config = config or Config()
+        self.prefix = _checked_prefix(prefix)
+        self.handlers = Handlers()
+        self.access = Access(authorize, identify, allowed_origins)
+        self.metrics = Metrics()
+        self.mappings: list[Mapping] = []
+        self.has_launcher = False
+        """Set by ``serve``: someone watches ``wait_fatal`` and stops the server."""
+        self._store = store
+        self._app: QuartTrio | None = None
+        self._life: _Life | None = None
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: QuartTrio) -> None:
+        """Mount everything on ``app``. Raises ConfigError if that cannot work."""
+        if not isinstance(app, QuartTrio):
+            raise ConfigError(f"callboard runs on trio: give a quart_trio.QuartTrio app, not {type(app).__name__}")
+        if self._app is not None or "callboard" in app.extensions:
+            raise ConfigError("one Callboard is for one app, and an app has one: make another of each")
+        self._app = app
+        app.extensions["callboard"] = self
+        app.asgi_app = BodyLimit(app, app.asgi_app, self.config.max_body_bytes)  # type: ignore[method-assign]
+        mount_jobs(app, self)
+        for mapping in self.mappings:
+            mount_mapping(app, self, mapping)
+        app.before_serving(self._start)
+        app.after_serving(self._stop)
+
+    def use_store(self, store: str | Store) -> None:
+        """Take this store from the next start on."""
+        self._store = store
+
+    # Registering
+
+    def post(self, route: str, *, name: str, **options: Any) -> Callable[[F], F]:
+        """Map a handler to POST ``route``; see ``map`` for the options."""
+        return self.map("POST", route, name=name, **options)
+
+    def put(self, route: str, *, name: str, **options: Any) -> Callable[[F], F]:
+        """Map a handler to PUT ``route``; see ``map`` for the options."""
+        return self.map("PUT", route, name=name, **options)
+
+    def patch(self, route: str, *, name: str, **options: Any) -> Callable[[F], F]:
+        """Map a handler to PATCH ``route``; see ``map`` for the options."""
+        return self.map("PATCH", route, name=name, **options)
+
+    def delete(self, route: str, *, name: str, **options: Any) -> Callable[[F], F]:
+        """Map a handler to DELETE ``route``; see ``map`` for the options."""
+        return self.map("DELETE", route, name=name, **options)
+
+    def map(
+        self,
+        method: Literal["POST", "PUT", "PATCH", "DELETE"],
+        route: str,
+        *,
+        name: str,
+        validate: Callable[..., Any] | None = None,
+        redirect: bool = False,
+        allow_delay: bool = False,
+        allow_timeout: bool = False,
+        allow_priority: bool = False,
+        decorators: Sequence[Callable[[View], View]] = (),
+        **options: Any,
+    ) -> Callable[[F], F]:
+        """Map a handler to ``route``, in the app's own route syntax. Returns a decorator that gives the function back.
+
+        ``validate(body)`` (``validate()`` where there is no body) runs before anything is queued and may be async: None goes on,
+        anything else is the answer, as from a Quart view. ``redirect``: reading the ended job answers 303 to ``location``.
+        ``allow_*`` let clients send Job-Delay and Job-Run-At, Job-Timeout, Job-Priority. ``decorators`` go round the view,
+        the first outermost. The other options are those of ``handler``.
+        """
+
+        def register(function: F) -> F:
+            handler = self.handlers.add(make_handler(name, function, **options))
+            mapping = Mapping(
+                method=method,
+                route=route,
+                handler=handler,
+                validate=validate,
+                redirect=redirect,
+                allow_delay=allow_delay,
+                allow_timeout=allow_timeout,
+                allow_priority=allow_priority,
+                decorators=tuple(decorators),
+            )
+            self.mappings.append(mapping)
+            if self._app is not None:
+                mount_mapping(self._app, self, mapping)
+            return function
+
+        return register
+
+    def handler(self, name: str, **options: Any) -> Callable[[F], F]:
+        """Register a handler without a route. Options: ``queue, max_retries, timeout_seconds, max_lost_leases, priority, retry_on,
+        no_retry_on, location``. Raises HandlerError, at once, for a name that is taken or a signature that does not fit.
+        """
+        return self.handlers.handler(name, **options)
+
+    def redirects(self, name: str) -> bool:
+        """Whether reading an ended job of that handler answers 303 without being asked."""
+        return any(mapping.redirect for mapping in self.mappings if mapping.handler.name == name)
+
+    # Living
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of the app as it runs. Raises ConfigError when the app is not running, ShuttingDown when its runtime died."""
+        life = self._life
+        if life is None or life.runtime is None:
+            raise ConfigError("callboard is not running: it starts with the app (before_serving) and ends with it")
+        if life.finished.is_set():
+            raise ShuttingDown("the runtime has ended")
+        return life.runtime
+
+    def check_alive(self) -> None:
+        """Raises ShuttingDown when the runtime has died."""
+        if self.has_died:
+            raise ShuttingDown("the runtime has died")
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the runtime ended by a bug of its own."""
+        return self._life is not None and self._life.fatal.is_set()
+
+    async def wait_fatal(self) -> None:
+        """Return when the runtime has died. Only while the app runs."""
+        if self._life is None:
+            raise ConfigError("callboard is not running: nothing to wait for")
+        await self._life.fatal.wait()
+
+    async def drain(self) -> None:
+        """Take no new work, end streams and waits, let attempts end; HTTP goes on. Returns when all have stopped or it is time."""
+        life = self._life
+        if life is not None and life.runtime is not None and not life.finished.is_set():
+            await life.runtime.drain()
+
+    async def _start(self) -> None:
+        app = self._app
+        assert app is not None
+        self._allow_time_to_drain(app)
+        life = self._life = _Life()
+        await app.nursery.start(self._supervise, app, life)
+
+    async def _stop(self) -> None:
+        if self._life is not None:
+            self._life.closing.set()
+            await self._life.finished.wait()
+            self._life = None if not self._life.fatal.is_set() else self._life
+
+    async def _supervise(self, app: QuartTrio, life: _Life, *, task_status: trio.TaskStatus[None]) -> None:
+        around: Any = app.app_context
+        try:
+            async with open_runtime(self._opened(), self.handlers, self.config, around=around) as runtime:
+                life.runtime = runtime
+                task_status.started()
+                await life.closing.wait()
+        except Exception as error:
+            if life.runtime is None:
+                raise
+            logger.critical("callboard's runtime has died: the server stops", exc_info=error)
+            life.fatal.set()
+        finally:
+            life.finished.set()
+        if life.fatal.is_set() and not self.has_launcher and not life.closing.is_set():
+            raise LifespanFailureError("callboard", "the runtime has died")
+
+    def _opened(self) -> Store:
+        store = self._store
+        if store is None:
+            store = os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
+        return open_store(store) if isinstance(store, str) else store
+
+    def _allow_time_to_drain(self, app: QuartTrio) -> None:
+        needed = self.config.drain_seconds + self.config.store_timeout_seconds + SHUTDOWN_MARGIN_SECONDS
+        # None and 0 do not mean "no limit" to Quart-Trio: the first await after serving would be cancelled.
+        app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = max(
+            needed, app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] or 0
+        )
+
+
+def _checked_prefix(prefix: str) -> str:
+    trimmed = prefix.rstrip("/")
+    if not trimmed.startswith("/") or any(sign in trimmed for sign in "<>?#"):
+        raise ConfigError(f"prefix is {prefix!r}: give a path of its own, such as '/jobs'")
+    return trimmed

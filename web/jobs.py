@@ -1,0 +1,211 @@
+"""The job routes under the prefix: read, wait, list, steer, health, and the answer to every path that is none of them.
+
+Each view is one request: right, parameters, one call of the runtime, answer.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+from quart import Response, current_app, request
+
+from callboard.runtime.core.errors import (
+    InvalidRequest,
+    JobNotFound,
+    QueueFull,
+)
+from callboard.runtime.core.job import Job, Status
+from callboard.runtime.core.store import JobFilter
+from callboard.web import parsing, problems
+from callboard.web.answers import job_answer, json_answer, json_bytes, place_of, poll_after_seconds
+from callboard.web.problems import Refusal
+from callboard.web.render import Place, entity_tag, expires, job_fields, job_location
+
+if TYPE_CHECKING:
+    from callboard.web.board import Callboard
+
+__all__ = ["JobRoutes", "Route"]
+
+CACHE: Final = "private, no-cache"
+
+
+class Route(Struct, frozen=True):
+    """One job route; ``path`` is what follows the prefix."""
+
+    method: str
+    path: str
+    view: Callable[..., Awaitable[Any]]
+
+
+class JobRoutes:
+    """The views of one board."""
+
+    def __init__(self, board: "Callboard") -> None:
+        self._board = board
+
+    def routes(self) -> list[Route]:
+        """Every HTTP route under the prefix, for mounting, for ``Allow`` and for the OpenAPI document."""
+        return [
+            Route("GET", "", self.list),
+            Route("GET", "/<job_id>", self.read),
+            Route("DELETE", "/<job_id>", self.delete),
+            Route("GET", "/<job_id>/result", self.result),
+            Route("POST", "/<job_id>/cancel", self.cancel),
+            Route("POST", "/<job_id>/retry", self.retry),
+            Route("GET", "/health/live", self.live),
+            Route("GET", "/health/ready", self.ready),
+        ]
+
+    async def read(self, job_id: str) -> Response:
+        """The document; held by ``wait``, 304 by ``If-None-Match``, 303 by ``redirect``."""
+        redirect = parsing.flag(request.args.get("redirect"), "redirect")
+        wait = self._wait_seconds()
+        job = await self._job(job_id, "read")
+        if wait is not None:
+            job = await self._held(job, wait)
+        if redirect is None:
+            redirect = self._board.redirects(job.name)
+        place = place_of(request, self._board.prefix)
+        location = job_location(job, place)
+        if redirect and location is not None and job.status is Status.COMPLETED:
+            return self._see_other(location)
+        return self._document(job, place, waited=wait is not None)
+
+    async def result(self, job_id: str) -> Response:
+        """The bare result of a completed job."""
+        job = await self._job(job_id, "read")
+        match job.status:
+            case Status.COMPLETED:
+                return json_answer(bytes(job.result), headers={"Cache-Control": CACHE})
+            case Status.FAILED:
+                detail = "The job failed; error says why."
+                raise Refusal(422, "job-failed", detail, title="The job failed", members={"error": job.error})
+            case Status.CANCELED:
+                raise Refusal(
+                    410, "job-canceled", "The job was canceled and has no result.", title="The job was canceled"
+                )
+            case _:
+                later = {"Retry-After": str(poll_after_seconds(job))}
+                detail = f"The job is {job.status.value} and has no result yet."
+                raise Refusal(409, "job-not-ended", detail, title="The job has not ended", headers=later)
+
+    async def list(self) -> Response:
+        """A page of the jobs that the caller may see, newest first."""
+        await self._board.access.require(request, "list")
+        args = request.args
+        where = JobFilter(
+            statuses=parsing.statuses(args.getlist("status")),
+            name=args.get("name"),
+            queue=args.get("queue"),
+            owner=await self._board.access.caller(request),
+        )
+        limit = parsing.limit(args.get("limit", "50"))
+        try:
+            page = await self._board.runtime.list(where, cursor=args.get("cursor"), limit=limit)
+        except ValueError:
+            raise InvalidRequest("cursor is none that this list gave: begin again without it") from None
+        place = place_of(request, self._board.prefix)
+        seen = [job for job in page.jobs if await self._board.access.allows(request, "read", job)]
+        body = {"jobs": [job_fields(job, place) for job in seen], "next": page.next}
+        return json_answer(json_bytes(body), headers={"Cache-Control": CACHE})
+
+    async def delete(self, job_id: str) -> Response:
+        """Cancel, or with ``purge=true`` remove an ended job."""
+        if not parsing.flag(request.args.get("purge"), "purge"):
+            return await self.cancel(job_id)
+        job = await self._job(job_id, "purge")
+        await self._board.runtime.purge(job.id)
+        response: Response = current_app.response_class(b"", status=204)
+        response.headers.pop("Content-Type", None)
+        return response
+
+    async def cancel(self, job_id: str) -> Response:
+        """Ask for the end of a job; ``Prefer: wait`` waits for it."""
+        job = await self._job(job_id, "cancel")
+        job = await self._board.runtime.cancel(job.id)
+        wait = self._preferred_wait()
+        headers = {}
+        if not job.status.is_terminal and wait is not None:
+            job = await self._board.runtime.wait(job.id, timeout_seconds=wait)
+            if job.status.is_terminal:
+                headers["Preference-Applied"] = "wait"
+        status = 200 if job.status.is_terminal else 202
+        return job_answer(job, place_of(request, self._board.prefix), status, headers)
+
+    async def retry(self, job_id: str) -> Response:
+        """Run an ended job again."""
+        job = await self._job(job_id, "retry")
+        try:
+            queued = await self._board.runtime.retry(job.id)
+        except QueueFull as error:
+            again = self._board.runtime.retry_after_seconds(job.queue)
+            return problems.of_error(error, request, retry_after_seconds=again)
+        place = place_of(request, self._board.prefix)
+        return job_answer(queued, place, 202, {"Location": place.job(job.id)})
+
+    async def live(self) -> Response:
+        """Whether the process is worth keeping: false once the runtime has died."""
+        self._board.check_alive()
+        return json_answer(b'{"status":"live"}')
+
+    async def ready(self) -> Response:
+        """Whether work can be sent here now."""
+        await self._board.runtime.check()
+        return json_answer(b'{"status":"ready"}')
+
+    async def _job(self, text: str, action: Any) -> Job:
+        job_id = parsing.job_id(text)
+        if job_id is None:
+            raise JobNotFound("malformed id")
+        job = await self._board.runtime.get(job_id)
+        await self._board.access.require(request, action, job)
+        return job
+
+    async def _held(self, job: Job, wait_seconds: float) -> Job:
+        tags = request.if_none_match
+        since = None
+        if tags:
+            if not tags.contains_weak(entity_tag(job)):
+                return job
+            since = job.seq
+        held = await self._board.runtime.wait(job.id, timeout_seconds=wait_seconds, changed_since=since)
+        if held.serial != job.serial:
+            # Another job took the id meanwhile.
+            await self._board.access.require(request, "read", held)
+        return held
+
+    def _wait_seconds(self) -> float | None:
+        text = request.args.get("wait")
+        return self._preferred_wait() if text is None else self._capped(parsing.seconds(text, "wait"))
+
+    def _preferred_wait(self) -> float | None:
+        wait = parsing.preferred_wait(request.headers.getlist("Prefer"))
+        return None if wait is None else self._capped(wait)
+
+    def _capped(self, seconds: float) -> float:
+        return min(seconds, self._board.runtime.config.max_wait_seconds)
+
+    def _document(self, job: Job, place: Place, *, waited: bool) -> Response:
+        tag = entity_tag(job)
+        if request.if_none_match.contains_weak(tag):
+            response: Response = current_app.response_class(b"", status=304)
+            response.headers.pop("Content-Type", None)
+            if not job.status.is_terminal:
+                response.headers["Retry-After"] = str(poll_after_seconds(job))
+        else:
+            response = job_answer(job, place)
+        if waited and "Prefer" in request.headers and "wait" not in request.args:
+            response.headers["Preference-Applied"] = "wait"
+        response.headers["ETag"] = f'"{tag}"'
+        response.headers["Cache-Control"] = CACHE
+        gone = expires(job, self._board.runtime.config.retention_seconds)
+        if gone is not None:
+            response.headers["Expires"] = gone
+        return response
+
+    def _see_other(self, location: str) -> Response:
+        response: Response = current_app.response_class(
+            b"", status=303, headers={"Location": location, "Cache-Control": CACHE}
+        )
+        response.headers.pop("Content-Type", None)
+        return response

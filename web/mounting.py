@@ -1,0 +1,110 @@
+"""Views onto routes of the app: the job routes, the mapped routes, and under the prefix an answer of our own to every other path.
+
+The app's error handlers stay as they are: an unknown path or method under the prefix is routed here, not handled there.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from quart import Response, current_app, request, websocket
+from quart_trio import QuartTrio
+from werkzeug.routing import Map, Rule
+
+from callboard.web.answers import guarded, json_answer, json_bytes
+from callboard.web.jobs import JobRoutes, Route
+from callboard.web.limits import ENDPOINT_PREFIX
+from callboard.web.mapping import Mapping, make_view
+from callboard.web.openapi import openapi_document
+from callboard.web.problems import Refusal
+from callboard.web.websocket import make_stream_view, unknown_socket
+
+if TYPE_CHECKING:
+    from callboard.web.board import Callboard
+
+__all__ = ["mount_jobs", "mount_mapping"]
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+View = Callable[..., Awaitable[Any]]
+
+
+def mount_mapping(app: QuartTrio, board: "Callboard", mapping: Mapping) -> None:
+    """Put a mapped handler on its route."""
+    endpoint = f"{ENDPOINT_PREFIX}mapped:{mapping.handler.name.replace('.', '_')}:{len(app.view_functions)}"
+    app.add_url_rule(mapping.route, endpoint, make_view(board, mapping), methods=[mapping.method])
+
+
+def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
+    """Put the job routes under the prefix."""
+    routes = [
+        *JobRoutes(board).routes(),
+        Route("GET", "/metrics", _metrics_view(board)),
+        Route("GET", "/openapi.json", _openapi_view(board)),
+    ]
+    for route in routes:
+        name = f"{route.method} {route.path}"
+        view = guarded(request, _checked(board, route))
+        _add(app, board.prefix + route.path, name, view, methods=[route.method], provide_automatic_options=False)
+    unknown = guarded(request, _unknown_view(board, routes))
+    for number, path in enumerate(("", "/", "/<path:rest>")):
+        # No methods: this rule takes whatever method no other rule takes, unheard-of ones too.
+        endpoint = f"{ENDPOINT_PREFIX}unknown {number}"
+        rule = app.url_rule_class(board.prefix + path, methods=None, endpoint=endpoint, strict_slashes=False)
+        rule.provide_automatic_options = False
+        app.url_map.add(rule)
+        app.endpoint(endpoint)(unknown)
+    stream = guarded(websocket, make_stream_view(board))
+    _add(app, f"{board.prefix}/<job_id>/stream", "stream", stream, websocket=True)
+    _add(app, f"{board.prefix}/<path:rest>", "unknown socket", guarded(websocket, unknown_socket), websocket=True)
+
+
+def _add(app: QuartTrio, path: str, name: str, view: View, **options: Any) -> None:
+    app.add_url_rule(path, ENDPOINT_PREFIX + name.replace(".", "_"), view, **options)
+
+
+def _checked(board: "Callboard", route: Route) -> View:
+    if route.method in SAFE_METHODS:
+        return route.view
+
+    async def checked(**parameters: Any) -> Any:
+        board.access.check_origin(request)
+        return await route.view(**parameters)
+
+    return checked
+
+
+def _unknown_view(board: "Callboard", routes: list[Route]) -> View:
+    known = Map([Rule(board.prefix + route.path, methods=[route.method], endpoint=route.path) for route in routes])
+
+    async def unknown(rest: str = "") -> Response:
+        if request.method not in SAFE_METHODS:
+            board.access.check_origin(request)
+        allowed = {*known.bind("").allowed_methods(request.path)}
+        if not allowed:
+            raise Refusal(404, "not-found", "There is nothing at this path.")
+        headers = {"Allow": ", ".join(sorted({*allowed, "OPTIONS"}))}
+        if request.method == "OPTIONS":
+            response: Response = current_app.response_class(b"", status=204, headers=headers)
+            response.headers.pop("Content-Type", None)
+            return response
+        raise Refusal(405, "method-not-allowed", f"{request.method} is not for this path.", headers=headers)
+
+    return unknown
+
+
+def _metrics_view(board: "Callboard") -> View:
+    async def metrics() -> Response:
+        await board.access.require(request, "metrics")
+        text = await board.metrics.text(board.runtime)
+        response: Response = current_app.response_class(text, content_type=board.metrics.content_type)
+        return response
+
+    return metrics
+
+
+def _openapi_view(board: "Callboard") -> View:
+    async def openapi() -> Response:
+        title = current_app.import_name
+        return json_answer(json_bytes(openapi_document(title, board.prefix, board.mappings, request.root_path)))
+
+    return openapi

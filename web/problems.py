@@ -1,0 +1,129 @@
+"""Refusals as ``application/problem+json`` (RFC 9457). Owns every error body of callboard's own routes.
+
+Nothing here may show a traceback, a store's address or what belongs to another caller: errors of the store and of the
+runtime itself get fixed sentences, whatever their text says.
+"""
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from quart import Response, current_app
+from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.exceptions import HTTPException
+
+from callboard.runtime.core.errors import (
+    CallboardError,
+    InvalidPayload,
+    JobExists,
+    JobNotFound,
+    KeyReused,
+    QueueFull,
+    ShuttingDown,
+    StoreUnavailable,
+)
+
+__all__ = ["RETRY_AFTER_SECONDS", "Refusal", "internal_error", "of_error", "of_http_exception"]
+
+RETRY_AFTER_SECONDS: Final = 5
+"""What a client is told to wait when nothing better is known: the store is away, or the app restarts."""
+
+_FIXED: Final[dict[type[CallboardError], str]] = {
+    JobNotFound: "There is no such job.",
+    JobExists: "That id is taken by another request. Choose a new one.",
+    KeyReused: "That Idempotency-Key came with another request before. Use a new key for a new request.",
+    QueueFull: "The queue holds as many waiting jobs as it may; nothing was accepted. Try again later.",
+    StoreUnavailable: "The store cannot be reached at the moment. Repeating the request is safe.",
+    ShuttingDown: "This server takes no new work. Repeat the request; it is safe.",
+}
+"""Errors whose own text is not for clients."""
+
+
+class Refusal(CallboardError):
+    """A refusal that only HTTP knows: forbidden, wrong media type, unknown path and their like."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        *,
+        title: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.http_status = status
+        self.kind = kind
+        self.title = title or HTTPStatus(status).phrase
+        self.headers = headers or {}
+        self.members = members or {}
+
+
+def of_error(
+    error: CallboardError, request: BaseRequestWebsocket, *, retry_after_seconds: int | None = None
+) -> Response:
+    """The answer to a request that ended in ``error``; ``retry_after_seconds`` where the runtime knows better."""
+    headers: dict[str, str] = {}
+    members: dict[str, Any] = {}
+    if isinstance(error, InvalidPayload):
+        members["errors"] = error.errors
+    if error.retry_helps:
+        headers["Retry-After"] = str(retry_after_seconds or RETRY_AFTER_SECONDS)
+    if isinstance(error, Refusal):
+        headers.update(error.headers)
+        members.update(error.members)
+        kind = error.kind
+    else:
+        kind = _kebab(type(error).__name__)
+    if error.http_status >= 500 and not error.retry_helps:
+        return internal_error(request)
+    detail = next((text for known, text in _FIXED.items() if isinstance(error, known)), str(error))
+    return _problem(request, error.http_status, kind, error.title, detail, headers, members)
+
+
+def of_http_exception(error: HTTPException, request: BaseRequestWebsocket) -> Response:
+    """The answer for an ``abort(...)`` in one of the app's hooks, or for a limit of Quart's own; its headers are kept."""
+    status = error.code or 500
+    kept = {
+        name: value for name, value in error.get_headers() if name.lower() not in ("content-type", "content-length")
+    }
+    return _problem(
+        request, status, _kebab(type(error).__name__), error.name, error.description or error.name, kept, {}
+    )
+
+
+def internal_error(request: BaseRequestWebsocket) -> Response:
+    """The answer for a bug; the log has the rest."""
+    detail = "Something went wrong on the server. It has been logged."
+    return _problem(request, 500, "internal-error", HTTPStatus(500).phrase, detail, {}, {})
+
+
+def _problem(
+    request: BaseRequestWebsocket,
+    status: int,
+    kind: str,
+    title: str,
+    detail: str,
+    headers: Mapping[str, str],
+    members: Mapping[str, Any],
+) -> Response:
+    body = {
+        "type": f"urn:callboard:problem:{kind}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.root_path + request.path,
+        **members,
+    }
+    response: Response = current_app.response_class(
+        msgspec.json.encode(body), status=status, headers=dict(headers), content_type="application/problem+json"
+    )
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+def _kebab(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
