@@ -1,0 +1,46 @@
+"""The conformance suite against every driver."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from callboard.runtime.core.store import Clock, Store
+from callboard.stores.conformance import CHECKS, Check, MakeStore, check_store
+from callboard.stores.memory import MemoryDatabase, MemoryStore, system_clock
+from callboard.stores.sqlite import SqliteStore
+
+
+def memory_stores(_: Path) -> MakeStore:
+    databases: dict[str, MemoryDatabase] = {}
+
+    def make(name: str, clock: Clock) -> Store:
+        return MemoryStore(databases.setdefault(name, MemoryDatabase()), clock=clock)
+
+    return make
+
+
+def sqlite_stores(directory: Path) -> MakeStore:
+    return lambda name, clock: SqliteStore(directory / f"{name}.db", clock=clock)
+
+
+def sqlite_stores_with_commits_in_a_thread(directory: Path) -> MakeStore:
+    return lambda name, clock: SqliteStore(directory / f"{name}.db", clock=clock, inline_commit_below_ms=0)
+
+
+DRIVERS: dict[str, Callable[[Path], MakeStore]] = {
+    "memory": memory_stores,
+    "sqlite": sqlite_stores,
+    "sqlite-thread": sqlite_stores_with_commits_in_a_thread,
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_conforms(check: Check, driver: str, tmp_path: Path) -> None:
+    await check(DRIVERS[driver](tmp_path))
+
+
+async def test_the_whole_suite_on_a_clock_of_its_own(tmp_path: Path) -> None:
+    make = memory_stores(tmp_path)
+    await check_store(lambda name, _: make(name, system_clock), clock_is_injected=False)
