@@ -198,6 +198,16 @@ def test_count_source_as_a_program() -> None:
     assert [fact["file"] for fact in facts] == ["json/__init__.py", "json/decoder.py"]
 
 
+def test_count_source_ends_quietly_when_nobody_reads() -> None:
+    command = [sys.executable, "-I", str(EXAMPLES / "count_source.py"), "--package", "encodings"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.readline()
+        child.stdout.close()
+        assert child.wait(60) == 1
+        assert child.stderr.read() == b""
+
+
 @pytest.mark.parametrize(
     "source", [b"print 'old'\n", b"# coding: nonsense\n", b"x = '\0'\n", b"\xff = 1\n", b"(" * 3000 + b"\n"]
 )
