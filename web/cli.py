@@ -40,9 +40,17 @@ def serve(target: str, bind: str, store: str | None) -> None:
     if store is not None:
         check_store(store)
     app = load_app(target)
+    from callboard.runtime.core.errors import ConfigError
     from callboard.web import serve as server
 
-    sys.exit(server.run(app, bind=bind, store=store))
+    try:
+        server.board_of(app)
+    except ConfigError as error:
+        raise _bad_target(str(error)) from error
+    code = server.run(app, bind=bind, store=store)
+    if code:
+        click.echo(f"callboard: the server for {bind} ended with code {code}", err=True)
+    sys.exit(code)
 
 
 @main.command()
@@ -69,9 +77,8 @@ def check_bind(bind: str) -> None:
 
 def check_store(url: str) -> None:
     """Raises BadParameter if no store can be made of ``url``. Opens nothing."""
-    from callboard.stores.opening import open_store
-
     from callboard.runtime.core.errors import CallboardError
+    from callboard.stores.opening import open_store
 
     try:
         open_store(url)

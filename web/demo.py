@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -147,9 +147,8 @@ async def submit(http: httpx.AsyncClient, console: Console, package: str | None)
     answer = await http.post("/api/survey", json={"package": package})
     answer.raise_for_status()
     job: dict[str, Any] = answer.json()
-    console.print(
-        f"POST /api/survey -> {answer.status_code} {answer.reason_phrase}, job {job['id']} is {job['status']}"
-    )
+    location = answer.headers["Location"]
+    console.print(f"POST /api/survey -> {answer.status_code}, {job['status']}; Location: {location}", soft_wrap=True)
     return job
 
 
@@ -197,7 +196,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def event(self, event: dict[str, Any], job: dict[str, Any]) -> None:
         """Show one event of the stream and the document that it leads to."""
@@ -208,10 +207,10 @@ class Display:
         if event["type"] == "log":
             self.say(f"{event['level']}: {event['message']}")
         elif event["type"] != "progress":
-            self.say(f"event {event['seq']}: {job['status']}")
+            self.say(f"event {event['seq']}, {event['type']}: {job['status']}")
         elif self._bar.disable and percent >= self._next_percent:
             self._next_percent = percent - percent % PLAIN_STEP_PERCENT + PLAIN_STEP_PERCENT
-            self.say(f"event {event['seq']}: {percent:.0f} %, {note}, {progress['message']}")
+            self.say(f"event {event['seq']}, progress: {percent:.0f} %, {note}, {progress['message']}")
 
 
 def print_result(console: Console, job: dict[str, Any]) -> None:
@@ -255,7 +254,7 @@ async def show(console: Console, once: bool, store: str | None, package: str | N
     with tempfile.TemporaryDirectory(prefix="callboard-demo-") as folder:
         store = store or f"sqlite:///{folder}/jobs.db"
         async with serving(store) as server:
-            console.print(f"Serving examples/source_survey.py at {server.url} on {store}")
+            console.print(f"Serving examples/source_survey.py at {server.url} on {store}", soft_wrap=True)
             async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
                 with Display(console) as display:
                     job = await follow(server.url, await submit(http, console, package), display)
@@ -271,13 +270,14 @@ async def show(console: Console, once: bool, store: str | None, package: str | N
                 await trio.sleep_forever()
 
 
-async def until_signal(body: Any) -> None:
+async def until_signal(console: Console, body: Callable[[], Awaitable[None]]) -> None:
     """Run ``body`` and cancel it on SIGINT or SIGTERM."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
             async def wait_for_signal() -> None:
                 await anext(signals)
+                console.print("\nThe server drains and ends ...")
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(wait_for_signal)
@@ -295,13 +295,13 @@ def run(*, once: bool, store: str | None, package: str | None) -> int:
         return 1
     problems: list[str] = []
     try:
-        trio.run(until_signal, partial(show, console, once, store, package))
+        trio.run(until_signal, console, partial(show, console, once, store, package))
     except* DemoFailed as failed:
         problems += [str(error) for error in _leaves(failed)]
     except* (httpx.HTTPError, HandshakeError, OSError) as failed:
         problems += [f"{type(error).__name__}: {error}" for error in _leaves(failed)]
     for problem in problems:
-        console.print(f"The demo failed: {problem}")
+        console.print(f"The demo failed: {problem}", soft_wrap=True)
     return 1 if problems else 0
 
 
