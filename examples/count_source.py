@@ -14,6 +14,8 @@ import argparse
 import ast
 import io
 import json
+import os
+import sys
 import sysconfig
 import tokenize
 import warnings
@@ -76,8 +78,13 @@ def main() -> None:
     warnings.simplefilter("ignore")  # old code in the library's own tests
     library = Path(sysconfig.get_path("stdlib"))
     paths = source_files(library, options.package, options.limit)
-    for number, path in enumerate(paths, start=1):
-        print(json.dumps({"number": number, "of": len(paths), **describe(library, path)}), flush=True)
+    try:
+        for number, path in enumerate(paths, start=1):
+            print(json.dumps({"number": number, "of": len(paths), **describe(library, path)}), flush=True)
+    except BrokenPipeError:
+        # Nobody reads any more. What is left in the buffer goes nowhere, so that the interpreter's end stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import time
 
 import msgspec
 import trio
-from callboard.stores.opening import open_store
 
 from callboard.runtime import Config, Handlers, JobContext, Runtime, Snapshot, ThreadJobContext, open_runtime
+from callboard.stores.opening import open_store
 
 __all__ = ["Primes", "count_primes", "handlers", "main", "nap"]
 
