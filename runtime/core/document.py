@@ -27,7 +27,7 @@ def format_time(at_ms: int) -> str:
 
 def parse_time(text: str) -> int:
     """Milliseconds since the epoch of an RFC 3339 time with an offset. Raises ValueError."""
-    moment = datetime.fromisoformat(text)
+    moment = datetime.fromisoformat(text.upper())  # t and z may be small letters. Source: RFC 3339, section 5.6
     if moment.tzinfo is None:
         raise ValueError("the time has no offset: end it with Z or +00:00")
     return (moment - _EPOCH) // timedelta(milliseconds=1)

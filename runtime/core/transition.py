@@ -102,7 +102,7 @@ def _claim(job: Job, command: Claim) -> Change:
         status=P,
         now_ms=command.now_ms,
         attempt=job.attempt + 1,
-        started_ms=command.now_ms,
+        started_ms=max(job.updated_ms, command.now_ms),
         due_ms=None,
         fence=command.fence,
         worker=command.worker,
