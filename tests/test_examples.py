@@ -85,6 +85,19 @@ def test_readme_shows_process_data() -> None:
     )
 
 
+@pytest.mark.e2e
+def test_readme_follows_a_job_over_the_websocket(serve: "Serve", tmp_path: Path) -> None:
+    server = serve(target("process_data"), "--store", "memory://")
+    shown = README.read_text().split("```python\n", 2)[2].split("```", 1)[0]
+    script = tmp_path / "follow.py"
+    script.write_text(shown.replace("localhost:8000", server.url.removeprefix("http://")))
+    printed = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60)
+    *events, ended = printed.stdout.splitlines()
+    assert events[0].split()[1] == "snapshot"
+    assert events[-1].split()[1:3] == ["status", "Completed"]
+    assert ended.startswith("ended: {'processedData': 'Processed: HELLO'")
+
+
 def without_docstrings(source: str) -> ast.Module:
     tree = ast.parse(source)
     for node in ast.walk(tree):
