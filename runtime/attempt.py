@@ -17,7 +17,7 @@ from callboard.runtime.core.errors import InvalidRequest
 from callboard.runtime.core.job import Failure, Job, Request
 from callboard.runtime.failure import judge, timeout_failure
 from callboard.runtime.handlers import Handler
-from callboard.runtime.payload import decode, encode
+from callboard.runtime.payload import decode, encode, storable
 from callboard.runtime.threads import Threads
 
 __all__ = ["Around", "Attempt", "Failed", "Outcome", "Reason", "Returned", "Stopped"]
@@ -163,7 +163,7 @@ class Attempt:
         if self._handler.location is None:
             return Returned(result, None)
         try:
-            return Returned(result, self._handler.location(self._job, value))
+            return Returned(result, _location(self._handler.location(self._job, value)))
         except Exception as error:  # noqa: BLE001 -- the app's own code: its failure is the job's, not ours
             verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
             return Failed(verdict.failure, verdict.after_seconds, error)
@@ -175,6 +175,12 @@ class _Mismatch(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.code)
         self.failure = failure
+
+
+def _location(found: object) -> str | None:
+    if found is not None and not isinstance(found, str):
+        raise TypeError(f"location gave {found!r}: let it give a text or None")
+    return None if found is None else storable(found)
 
 
 def _own_failure(code: str, message: str, error: BaseException) -> Failure:

@@ -10,7 +10,7 @@ import trio
 
 from callboard.runtime.core.events import LogEntry
 from callboard.runtime.core.job import NULL, Job, Progress, Request
-from callboard.runtime.payload import encode
+from callboard.runtime.payload import encode, storable
 
 __all__ = ["JobContext", "Params", "Reports", "ThreadJobContext"]
 
@@ -66,7 +66,7 @@ class Reports:
         if len(self._logs) >= MAX_PENDING_LOGS:
             self._logs.pop(0)
             self._dropped += 1
-        self._logs.append(LogEntry(level, str(message)[:MAX_TEXT]))
+        self._logs.append(LogEntry(level, storable(str(message)[:MAX_TEXT])))
         self._notify()
 
     def set_progress(self, percent: float | None, message: str | None, data: Any) -> None:
@@ -178,7 +178,7 @@ def _progress(percent: float | None, message: str | None, data: Any) -> Progress
         encoded = NULL if data is None else encode(data)
     except (TypeError, ValueError) as error:
         raise ValueError(f"data has no JSON form: {error}") from error
-    return Progress(percent=percent, message=None if message is None else message[:MAX_TEXT], data=encoded)
+    return Progress(percent=percent, message=None if message is None else storable(message[:MAX_TEXT]), data=encoded)
 
 
 def _typed(kind: str, value: str | int | float) -> Any:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from callboard.runtime.core.job import Failure
 from callboard.runtime.handlers import Handler
+from callboard.runtime.payload import storable
 
 __all__ = ["JobFailed", "Retry", "Verdict", "judge", "timeout_failure"]
 
@@ -51,7 +52,12 @@ def judge(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
     for leaf in leaves:
         if isinstance(leaf, JobFailed):
             return Verdict(
-                Failure(code=leaf.code, message=leaf.message, type=type(leaf).__name__, retryable=leaf.retryable)
+                Failure(
+                    code=storable(leaf.code),
+                    message=storable(leaf.message),
+                    type=type(leaf).__name__,
+                    retryable=leaf.retryable,
+                )
             )
     for leaf in leaves:
         if isinstance(leaf, Retry):
@@ -62,7 +68,7 @@ def judge(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
     return Verdict(
         Failure(
             code="HANDLER_ERROR",
-            message=(str(leaf) or type(leaf).__name__) if expose else HIDDEN_MESSAGE,
+            message=_text(leaf) if expose else HIDDEN_MESSAGE,
             type=type(leaf).__name__,
             retryable=all(handler.may_retry(one) for one in leaves),
         )
@@ -73,6 +79,14 @@ def timeout_failure(timeout_seconds: float) -> Failure:
     """The attempt's time was over."""
     message = f"The attempt did not end within {timeout_seconds:g} s."
     return Failure(code="TIMEOUT", message=message, type="TimeoutError", retryable=True)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 -- the app's own code: an exception that has no text is one that says nothing
+        text = ""
+    return storable(text) or type(error).__name__
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from callboard.runtime.core.errors import FieldError, InvalidPayload, InvalidRequest
 
-__all__ = ["decode", "encode", "is_pydantic"]
+__all__ = ["decode", "encode", "is_pydantic", "storable"]
 
 _encoder = msgspec.json.Encoder()
 _PATH: Final = re.compile(r"^(?P<text>.*?)(?: - at `(?P<where>key in )?(?P<path>\$.*)`)?$", re.DOTALL)
@@ -49,6 +49,11 @@ def encode(value: Any) -> Raw:
         return Raw(_encoder.encode(value))
     except (msgspec.EncodeError, RecursionError, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(str(error)) from error
+
+
+def storable(text: str) -> str:
+    """``text`` with ``?`` for what has no UTF-8 form: half of a surrogate pair, as in the name of a file of other bytes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _decode_pydantic(kind: Any, body: bytes) -> Any:
