@@ -104,14 +104,16 @@ class Attempt:
         try:
             with self._lease_scope, self._scope, timeout:
                 value = await self._call()
-        except (Exception, SystemExit) as raised:  # noqa: BLE001 -- a handler's exception ends its attempt only
-            error = raised
         except BaseExceptionGroup as group:
             # Cancelled of a scope further out (a runtime that is torn down) must pass; the handler's own ends here.
             outside, rest = group.split((trio.Cancelled, KeyboardInterrupt))
             if outside is not None:
                 raise
             error = rest
+        except (trio.Cancelled, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as raised:  # noqa: BLE001 -- a handler's exception ends its attempt only, SystemExit included
+            error = raised
         return self._outcome(value, error, timed_out=timeout.cancel_called)
 
     def _outcome(self, value: Any, error: BaseException | None, *, timed_out: bool) -> Outcome:
@@ -152,7 +154,7 @@ class Attempt:
     def _returned(self, value: Any) -> Outcome:
         try:
             result = encode(value)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 -- looking at the value runs the app's own code
             return Failed(
                 _own_failure("RESULT_NOT_ENCODABLE", "The handler's result has no JSON form.", error), error=error
             )
