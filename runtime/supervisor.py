@@ -23,6 +23,7 @@ from callboard.runtime.core.store import Claimed, Committed, Conflict, Delete, F
 from callboard.runtime.core.transition import Change, decide
 from callboard.runtime.handlers import Handler
 from callboard.runtime.reply import Reply
+from callboard.runtime.submission import MAX_DELAY_MS
 
 if TYPE_CHECKING:
     from callboard.runtime.directory import Directory
@@ -237,14 +238,15 @@ class Supervisor:
 
     def _delay_ms(self, job: Job, after_seconds: float | None) -> int:
         if after_seconds is not None:
-            return round(after_seconds * 1000)
+            return min(round(after_seconds * 1000), MAX_DELAY_MS)
         config = self._home.config
-        return backoff_ms(
+        delay_ms = backoff_ms(
             job.retry_count + 1,
             base_seconds=config.retry_base_seconds,
             max_seconds=config.retry_max_seconds,
             random=self._home.random(),
         )
+        return min(delay_ms, MAX_DELAY_MS)
 
     # Reports
 
