@@ -1,6 +1,5 @@
 """What a handler sees of its job: ``JobContext`` in a trio task, ``ThreadJobContext`` in a thread."""
 
-import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -114,7 +113,7 @@ class _Context:
         self.deadline: datetime | None = None
         """When this attempt's time is over; None without a timeout."""
         if job.timeout_seconds is not None and job.started_ms is not None:
-            self.deadline = datetime.fromtimestamp(job.started_ms / 1000 + job.timeout_seconds, UTC)
+            self.deadline = _moment(job.started_ms / 1000 + job.timeout_seconds)
 
     def log(self, level: str, message: str) -> None:
         """Write a line into the job's event stream. ``level`` is debug, info, warning, error or critical.
@@ -168,9 +167,7 @@ class ThreadJobContext(_Context):
 
 def _progress(percent: float | None, message: str | None, data: Any) -> Progress:
     if percent is not None:
-        if isinstance(percent, bool) or not isinstance(percent, int | float) or not math.isfinite(percent):
-            raise ValueError(f"percent is {percent!r}: give a number from 0 to 100")
-        if not 0 <= percent <= 100:
+        if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
             raise ValueError(f"percent is {percent!r}: give a number from 0 to 100")
     if message is not None and not isinstance(message, str):
         raise ValueError(f"message is {message!r}: give a text")
@@ -179,6 +176,13 @@ def _progress(percent: float | None, message: str | None, data: Any) -> Progress
     except (TypeError, ValueError) as error:
         raise ValueError(f"data has no JSON form: {error}") from error
     return Progress(percent=percent, message=None if message is None else storable(message[:MAX_TEXT]), data=encoded)
+
+
+def _moment(at_seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(at_seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None  # beyond the year 9999: as good as never
 
 
 def _typed(kind: str, value: str | int | float) -> Any:

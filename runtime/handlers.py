@@ -176,8 +176,10 @@ def _check_options(handler: Handler, where: str) -> None:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise HandlerError(f"{where}: {option} is {value!r}: give a whole number, 0 or more")
     seconds = handler.timeout_seconds
-    if seconds is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0):
-        raise HandlerError(f"{where}: timeout_seconds is {seconds!r}: give seconds, more than 0")
+    if seconds is not None and (
+        not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < float("inf")
+    ):
+        raise HandlerError(f"{where}: timeout_seconds is {seconds!r}: give seconds as a finite number, more than 0")
     if not isinstance(handler.queue, str) or not handler.queue or len(handler.queue) > 200:
         raise HandlerError(f"{where}: queue is {handler.queue!r}: give a text of 1 to 200 characters")
     for option in ("retry_on", "no_retry_on"):
