@@ -76,10 +76,11 @@ class Engine:
         """Let a running write end, then close everything for good."""
         with trio.CancelScope(shield=True):
             async with self._writing:
-                self._open = False
-                self._close_reader()
-                self._close_writer()
-                self._lock.close()
+                if self._open:
+                    self._open = False
+                    self._close_reader()
+                    self._close_writer()
+                    self._lock.close()
 
     def _check_open(self) -> None:
         if not self._open:

@@ -35,7 +35,7 @@ CREATE TABLE job (
 );
 CREATE INDEX job_ready ON job (queue, name, priority DESC, serial) WHERE ready = 1;
 CREATE INDEX job_due ON job (due_ms) WHERE due_ms IS NOT NULL;
-CREATE INDEX job_lease ON job (lease_ms, holder) WHERE lease_ms IS NOT NULL;
+CREATE INDEX job_lease ON job (lease_ms, serial, holder) WHERE lease_ms IS NOT NULL;
 CREATE INDEX job_ended ON job (completed_ms) WHERE completed_ms IS NOT NULL;
 CREATE INDEX job_owner ON job (owner, serial) WHERE owner IS NOT NULL;
 

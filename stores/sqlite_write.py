@@ -33,20 +33,23 @@ MAX_PROMOTED: Final = 2000
 
 _PROMOTE: Final = (
     "UPDATE job SET ready = 1, due_ms = NULL"
-    " WHERE serial IN (SELECT serial FROM job WHERE due_ms <= ? ORDER BY due_ms LIMIT ?)"
+    " WHERE serial IN (SELECT serial FROM job WHERE due_ms <= ? ORDER BY due_ms, serial LIMIT ?)"
 )
 _READY: Final = (
     "SELECT -priority, serial FROM job WHERE ready = 1 AND queue = ? AND name = ? ORDER BY priority DESC, serial"
 )
 _REQUESTS: Final = "SELECT serial, body FROM request WHERE serial IN (SELECT value FROM json_each(?))"
 _EXTEND: Final = "UPDATE job SET lease_ms = ? WHERE serial IN (SELECT value FROM json_each(?))"
-_LAPSED: Final = "SELECT serial FROM job WHERE lease_ms <= ? ORDER BY lease_ms, holder LIMIT ?"
+_LAPSED: Final = "SELECT serial FROM job WHERE lease_ms <= ? ORDER BY lease_ms, serial LIMIT ?"
 _ORPHANED: Final = (
     "SELECT serial FROM job WHERE lease_ms IS NOT NULL AND holder IN (SELECT value FROM json_each(?))"
-    " ORDER BY lease_ms, holder LIMIT ?"
+    " ORDER BY lease_ms, serial LIMIT ?"
 )
-_ENDED: Final = "SELECT serial FROM job WHERE completed_ms < ? ORDER BY completed_ms LIMIT ?"
-_VACUUM_PAGES: Final = "PRAGMA incremental_vacuum(1000)"
+_ENDED: Final = "SELECT serial FROM job WHERE completed_ms < ? ORDER BY completed_ms, serial LIMIT ?"
+_MAX_VACUUMED: Final = 1000
+"""So many pages are given back to the filesystem by one prune."""
+
+_VACUUM_ONE: Final = "PRAGMA incremental_vacuum(1)"
 
 
 def commit(ledger: Ledger, batch: Sequence[Write | Delete]) -> list[Outcome]:
@@ -109,8 +112,15 @@ def prune(ledger: Ledger, *, ended_before_ms: int, limit: int) -> int:
     for row in ledger.load_serials(serials):
         ledger.remove(row)
     ledger.flush()
-    ledger.connection.execute(_VACUUM_PAGES).fetchall()
+    _vacuum(ledger.connection)
     return len(serials)
+
+
+def _vacuum(connection: sqlite3.Connection) -> None:
+    free: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
+    # The sqlite3 module makes one step of a statement without columns, and each step frees one page.
+    for _ in range(min(free, _MAX_VACUUMED)):
+        connection.execute(_VACUUM_ONE)
 
 
 def _apply(ledger: Ledger, item: Write | Delete) -> Outcome:
