@@ -34,6 +34,7 @@ check: $(DEVELOPING) ## lint, format, types, import contracts, shape of the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples
 	$(BIN)/lint-imports
 	$(PYTEST) -q tests/test_shape.py
 
