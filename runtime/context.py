@@ -166,9 +166,9 @@ class ThreadJobContext(_Context):
 
 
 def _progress(percent: float | None, message: str | None, data: Any) -> Progress:
-    if percent is not None:
-        if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
-            raise ValueError(f"percent is {percent!r}: give a number from 0 to 100")
+    is_number = isinstance(percent, int | float) and not isinstance(percent, bool)
+    if percent is not None and not (is_number and 0 <= percent <= 100):
+        raise ValueError(f"percent is {percent!r}: give a number from 0 to 100")
     if message is not None and not isinstance(message, str):
         raise ValueError(f"message is {message!r}: give a text")
     try:
