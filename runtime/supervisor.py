@@ -221,7 +221,7 @@ class Supervisor:
         logs, progress = self._reports.take()
         # Decided from the same commands each time, so that a try whose answer was lost is recognized.
         report = Report(now_ms=self._now(), logs=logs, progress=progress)
-        command = self._command(await self._current(), outcome)
+        command = self._command(self._held(), outcome)
         return await self._persist(lambda: self._apply(report, command, fenced=True))
 
     def _command(self, job: Job, outcome: Outcome) -> Command:
@@ -288,6 +288,9 @@ class Supervisor:
     # What others ask
 
     async def _answer(self, reply: Reply[Job], act: Callable[[], Awaitable[Job]]) -> None:
+        # Cleared before and not after: a claim that was handed over meanwhile has to see what was written (``_start``).
+        if self.attempt is None or (self._job is not None and self._job.fence != self.fence):
+            self._job = None
         try:
             reply.set(await act())
         except CallboardError as error:
@@ -297,9 +300,6 @@ class Supervisor:
             self._stop_attempt("lease")
             self._job = None
             await self._answer(reply, act)
-        finally:
-            if self.attempt is None:
-                self._job = None
 
     async def _cancel(self) -> Job:
         """Written down first; then it reaches the attempt's scope. Tried until the store takes it: a cancel is not lost."""
@@ -331,6 +331,7 @@ class Supervisor:
             return  # the heartbeat brings it again
         if job is None or job.fence != self.fence:
             self.attempt.stop("lease")
+            self._job = job
             return
         if self._job is None or job.seq > self._job.seq:
             self._job = job
@@ -351,9 +352,7 @@ class Supervisor:
         no longer ours.
         """
         while True:
-            before = await self._current()
-            if fenced and before.fence != self.fence:
-                raise _LeaseLost
+            before = self._held() if fenced else await self._current()
             change = _decide_all(before, steps)
             after = change.job
             if not change.events:
@@ -375,6 +374,12 @@ class Supervisor:
     def _write(self, before: Job, change: Change, bounded: bool) -> Write:
         limit = self._home.config.max_queue_size if bounded else None
         return Write(job=change.job, events=change.events, expected=before, max_queue_size=limit)
+
+    def _held(self) -> Job:
+        """The record that the attempt was claimed with, or a newer one of the same claim."""
+        if self._job is None or self._job.fence != self.fence:
+            raise _LeaseLost
+        return self._job
 
     async def _current(self) -> Job:
         if self._job is None:
