@@ -9,7 +9,6 @@ import logging
 import trio
 
 from callboard.runtime.core.errors import StoreUnavailable
-from callboard.runtime.core.store import Held
 from callboard.runtime.directory import Directory
 
 __all__ = ["Leases"]
@@ -39,23 +38,17 @@ class Leases:
 
     async def extend(self) -> bool:
         """Extend all leases held here; whether the store could be reached."""
-        supervisors = self._directory.attempts()
         sent = trio.current_time()
-        held = [Held(supervisor.job_id, supervisor.fence) for supervisor in supervisors]
+        held = [(supervisor, lease) for supervisor in self._directory.attempts() for lease in supervisor.leases()]
         if held:
             try:
-                answers = await self._directory.store.extend(held, round(self._lease_seconds * 1000))
+                answers = await self._directory.store.extend(
+                    [lease for _, lease in held], round(self._lease_seconds * 1000)
+                )
             except StoreUnavailable:
                 return False
-            for supervisor, lease, answer in zip(supervisors, held, answers, strict=True):
-                if supervisor.attempt is None or supervisor.fence != lease.fence:
-                    continue
-                if not answer.held:
-                    supervisor.hint()
-                    continue
-                supervisor.attempt.extend_lease(sent + self._lease_seconds)
-                if answer.cancel_requested and not supervisor.attempt.is_stopping:
-                    supervisor.hint()
+            for (supervisor, lease), answer in zip(held, answers, strict=True):
+                supervisor.extended(lease.fence, answer, sent + self._lease_seconds)
         self._sent = sent
         return True
 

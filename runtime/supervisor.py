@@ -19,7 +19,7 @@ from callboard.runtime.core.commands import Cancel, Command, Fail, Release, Repo
 from callboard.runtime.core.errors import CallboardError, IllegalTransition, JobNotFound, QueueFull, StoreUnavailable
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.retry import backoff_ms
-from callboard.runtime.core.store import Claimed, Committed, Conflict, Delete, Full, Write
+from callboard.runtime.core.store import Claimed, Committed, Conflict, Delete, Extension, Full, Held, Write
 from callboard.runtime.core.transition import Change, decide
 from callboard.runtime.handlers import Handler
 from callboard.runtime.reply import Reply
@@ -117,6 +117,27 @@ class Supervisor:
         except trio.WouldBlock:
             pass
 
+    def leases(self) -> list[Held]:
+        """What is held here: the attempt's lease, and that of a claim that waits until an older attempt has cleaned up."""
+        fences = [] if self.attempt is None else [self.fence]
+        if self._next_start is not None:
+            fences.append(self._next_start.claimed.job.fence)
+        return [Held(self.job_id, fence) for fence in fences]
+
+    def extended(self, fence: int, answer: Extension, lease_ends: float) -> None:
+        """The store's answer about one of ``leases``; one that is held lasts until ``lease_ends``."""
+        waiting = self._next_start
+        if waiting is not None and waiting.claimed.job.fence == fence:
+            if answer.held:
+                self._next_start = Started(waiting.claimed, lease_ends)
+            else:
+                self._drop_next_start()
+        elif self.attempt is not None and self.fence == fence:
+            if answer.held:
+                self.attempt.extend_lease(lease_ends)
+            if not answer.held or (answer.cancel_requested and not self.attempt.is_stopping):
+                self.hint()
+
     async def run(self) -> None:
         """Handle messages until there is neither an attempt nor a message."""
         async with trio.open_nursery() as nursery:
@@ -161,12 +182,19 @@ class Supervisor:
     # The attempt
 
     async def _started(self, message: Started, nursery: trio.Nursery) -> None:
+        self._drop_next_start()
         self._next_start = message
         if self.attempt is None:
             await self._start_next(nursery)
         else:
             # A claim whose lease was lost still cleans up here: two attempts of one job never run side by side.
             self.attempt.stop("lease")
+
+    def _drop_next_start(self) -> None:
+        """A claim whose lease was lost before it could begin gives its slot back."""
+        if self._next_start is not None:
+            self._next_start = None
+            self._home.attempt_ended()
 
     async def _start_next(self, nursery: trio.Nursery) -> None:
         message, self._next_start = self._next_start, None
@@ -198,6 +226,8 @@ class Supervisor:
             await self._ended(Stopped("cancel"))
         elif self._home.is_draining:
             await self._ended(Stopped("drain"))
+        elif trio.current_time() >= started.lease_ends:
+            await self._ended(Stopped("lease"))
         else:
             nursery.start_soon(self._run_attempt, attempt)
 
@@ -212,7 +242,8 @@ class Supervisor:
         except _LeaseLost:
             self._log_lost()
         finally:
-            self.attempt, self.fence, self._job, self._handler = None, 0, None, None
+            # The record stays: a claim that waits has to see a cancel that was written meanwhile.
+            self.attempt, self.fence, self._handler = None, 0, None
             self._home.attempt_ended()
 
     async def _settle(self, outcome: Outcome) -> Job:
