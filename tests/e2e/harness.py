@@ -30,8 +30,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 from callboard.runtime.core.codec import decode_job
 
 __all__ = [
+    "APP",
     "ENDED",
     "TAKEOVER_SECONDS",
+    "Document",
     "Fold",
     "Journal",
     "Line",
@@ -135,7 +137,9 @@ class Server:
     async def http(self, *, timeout: float = 60) -> AsyncIterator[httpx.AsyncClient]:
         """A client of this server."""
         unlimited = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=unlimited) as client:
+        # Reading the certificates, which no one needs here, is what costs most.
+        client = httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=unlimited, verify=False, trust_env=False)
+        async with client:
             yield client
 
     @asynccontextmanager
@@ -429,6 +433,8 @@ class Fold:
 
     def __init__(self) -> None:
         self.document: Document = {}
+        self.by_seq: dict[int, Document] = {}
+        """The document after each frame."""
         self.seq: int | None = None
         """Of the last frame; what to resume after."""
         self.ends = 0
@@ -455,6 +461,7 @@ class Fold:
         self.seq = frame["seq"]
         assert self.document["seq"] == frame["seq"]
         assert frame["at"] == self.document["lastUpdatedAt"]
+        self.by_seq[frame["seq"]] = self.document
         if self.document["status"] in ENDED:
             self.ends += 1
             assert self.ends == 1, f"the end is told again: {frame}"
