@@ -4,12 +4,15 @@ It counts bytes as they are received and does nothing else until more than ``max
 looked up; if it is one of callboard's, the body ends there for Quart, the scope is marked so that the view answers 413, and what
 still comes is thrown away. It never holds a body itself, and leaves the app's other routes alone.
 
-(Quart 0.23 looks at the limit of a chunked body only when all of it has arrived.)
+(Quart 0.23 looks at the limit of a chunked body only when all of it has arrived. And an answer that is complete before the body has
+come leaves Hypercorn with a connection that is neither closed nor read again: so the end of such an answer waits for the end of the
+body, while the client has all of its bytes.)
 """
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import trio
 from quart import Quart
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.datastructures import Headers
@@ -43,33 +46,11 @@ class BodyLimit:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            receive = self._counted(scope, receive)
-        await self._inner(scope, receive, send)
-
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        received = 0
-        is_ours: bool | None = None
-
-        async def counted() -> Any:
-            nonlocal received, is_ours
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return message
-                if scope.get(_MARK):
-                    continue
-                received += len(message.get("body", b""))
-                if received <= self._max_body_bytes:
-                    return message
-                if is_ours is None:
-                    is_ours = self._is_ours(scope)
-                if not is_ours:
-                    return message
-                scope[_MARK] = True
-                return {"type": "http.request", "body": b"", "more_body": False}
-
-        return counted
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        body = _Body(scope, receive, send, self._max_body_bytes, self._is_ours)
+        await self._inner(scope, body.receive, body.send)
 
     def _is_ours(self, scope: Scope) -> bool:
         adapter = self._app.create_url_adapter(_request(scope))
@@ -80,6 +61,54 @@ class BodyLimit:
         except HTTPException:
             return False
         return isinstance(endpoint, str) and endpoint.startswith(ENDPOINT_PREFIX)
+
+
+class _Body:
+    """One request's body on its way. Quart receives in one task until the client is gone, and sends in another."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, max_bytes: int, is_ours: Callable[[Scope], bool]
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._max_bytes = max_bytes
+        self._find_out = is_ours
+        self._received = 0
+        self._is_ours: bool | None = None
+        self._ended = trio.Event()
+
+    async def receive(self) -> Any:
+        """The next message for Quart."""
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                self._ended.set()
+                return message
+            self._received += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                self._ended.set()
+            if _MARK in self._scope:
+                continue
+            if self._received <= self._max_bytes or not self._ours():
+                return message
+            self._scope[_MARK] = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(self, message: Any) -> None:
+        """Pass a message of Quart's on; the last one when the body has come."""
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_last and not self._ended.is_set() and self._ours():
+            if message.get("body"):
+                await self._send({**message, "more_body": True})
+                message = {**message, "body": b""}
+            await self._ended.wait()
+        await self._send(message)
+
+    def _ours(self) -> bool:
+        if self._is_ours is None:
+            self._is_ours = self._find_out(self._scope)
+        return self._is_ours
 
 
 def _request(scope: Scope) -> BaseRequestWebsocket:

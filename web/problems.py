@@ -122,6 +122,9 @@ def _problem(
         msgspec.json.encode(body), status=status, headers=dict(headers), content_type="application/problem+json"
     )
     response.headers.setdefault("Cache-Control", "no-store")
+    if request.scope["type"] == "websocket":
+        # Hypercorn cannot use the connection again after a refused handshake: the next request on it would end the server.
+        response.headers["Connection"] = "close"
     return response
 
 

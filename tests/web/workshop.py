@@ -1,17 +1,19 @@
 """What the web tests serve: an app with a handler of each kind, on a real socket, with gates that tests hold and open."""
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import httpx
 import msgspec
 import trio
+import trio.lowlevel
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
 from quart_trio import QuartTrio
-from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from callboard.runtime import Config, JobContext, JobFailed
 from callboard.runtime.core.errors import StoreUnavailable
@@ -81,6 +83,15 @@ def make_site_app(board: Callboard, gates: Gates) -> QuartTrio:
         gate = job.route_params["gate"]
         await gates.through(gate)
         return f"through {gate}"
+
+    @board.post("/api/flood", name="Flood")
+    async def flood(job: JobContext, request: int) -> None:
+        await gates.through("flood")
+        for done in range(request):
+            await job.progress(data="x" * 2000)
+            if done % 10 == 0:
+                job.log("info", f"log {done}")
+            await trio.lowlevel.checkpoint()
 
     @board.post("/api/void", name="Void")
     async def void(job: JobContext) -> None: ...
@@ -153,9 +164,33 @@ class Site:
         assert document["completedAt"] is not None, document
         return document
 
-    def socket(self, path: str, **options: Any) -> Any:
-        """A websocket to ``path``, as a context manager."""
-        return open_websocket_url(self.url.replace("http", "ws", 1) + path, **options)
+    @asynccontextmanager
+    async def socket(self, path: str, *, receive_buffer: int | None = None) -> AsyncIterator[WebSocketConnection]:
+        """A websocket to ``path``. (trio-websocket's own opener leaves TCP sockets unclosed.)"""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        line = trio.socket.socket()
+        if receive_buffer is not None:
+            line.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_buffer)
+        await line.connect((host, int(port)))
+        async with trio.SocketStream(line) as stream, trio.open_nursery() as nursery:
+            connection = await wrap_client_stream(nursery, stream, host, path)
+            yield connection
+            with trio.move_on_after(1):
+                await connection.aclose()
+            nursery.cancel_scope.cancel()
+
+    async def refused_handshake(self, path: str, **headers: str) -> httpx.Response:
+        """The answer to a websocket handshake that must be refused."""
+        upgrade = {
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            **headers,
+        }
+        answer = await self.http.get(path, headers=upgrade)
+        assert answer.status_code >= 400
+        return answer
 
 
 async def run_site(

@@ -1,0 +1,91 @@
+"""The bound on request bodies: ours on our routes, whatever the Quart version does, and nobody else's."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from quart import request
+from quart_trio import QuartTrio
+from tests.web.conftest import OpenSite
+from tests.web.test_submitting import assert_problem
+from tests.web.workshop import CONFIG, Gates, Site, make_site_app
+
+from callboard.runtime import JobContext
+from callboard.web import Callboard
+from callboard.web.limits import BodyLimit
+
+LIMIT = CONFIG.max_body_bytes
+
+
+async def chunks(total: int) -> AsyncIterator[bytes]:
+    for _ in range(total // 1000):
+        yield b" " * 1000
+
+
+async def test_a_chunked_body_over_the_limit_is_413(site: Site) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = await site.http.post("/api/orders", content=chunks(LIMIT + 1000), headers=headers)
+    assert_problem(answer, 413)
+    huge = await site.http.post("/api/orders", content=chunks(5_000_000), headers=headers)
+    assert_problem(huge, 413)
+    assert (await site.http.get("/jobs")).json()["jobs"] == []
+
+
+async def test_a_body_at_the_limit_is_taken(site: Site) -> None:
+    text = b'{"itemName": "' + b"x" * (LIMIT - 16) + b'"}'
+    assert len(text) == LIMIT
+    headers = {"Content-Type": "application/json"}
+    assert (await site.http.post("/api/orders", content=text, headers=headers)).status_code == 202
+    assert_problem(await site.http.post("/api/orders", content=text + b" ", headers=headers), 413)
+
+
+def mixed_app(board: Callboard, gates: Gates) -> QuartTrio:
+    app = make_site_app(board, gates)
+
+    @app.post("/api/items/upload")
+    async def upload() -> dict[str, int]:
+        return {"bytes": len(await request.get_data())}
+
+    @board.post("/api/items/<name>", name="Item")
+    async def item(job: JobContext, request: dict[str, Any]) -> None: ...
+
+    return app
+
+
+async def test_the_apps_own_routes_are_left_alone(open_site: OpenSite) -> None:
+    site = await open_site(make_app=mixed_app, root_path="/shop")
+    for prefix in ("/shop/api/items/upload",):
+        answer = await site.http.post(prefix, content=chunks(50_000))
+        assert answer.json() == {"bytes": 50_000}
+    headers = {"Content-Type": "application/json"}
+    assert_problem(await site.http.post("/shop/api/items/nail", content=chunks(50_000), headers=headers), 413)
+
+
+async def test_what_comes_after_the_limit_is_thrown_away_and_never_held(site: Site) -> None:
+    """The wrapper alone, against a sender that never ends by itself: Quart sees an ended body, and not one byte more."""
+    sent = [{"type": "http.request", "body": b"x" * 4000, "more_body": True} for _ in range(100)]
+    sent.append({"type": "http.disconnect"})
+    seen: list[dict[str, Any]] = []
+
+    async def receive() -> Any:
+        return sent.pop(0)
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        while not seen or seen[-1]["type"] != "http.disconnect":
+            seen.append(await receive())
+
+    async def send(message: Any) -> None: ...
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/api/orders",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+        "http_version": "1.1",
+        "root_path": "",
+    }
+    await BodyLimit(site.app, inner, LIMIT)(scope, receive, send)
+    assert [len(message.get("body", b"")) for message in seen] == [4000, 4000, 0, 0]
+    assert seen[2]["more_body"] is False
+    assert seen[3]["type"] == "http.disconnect"
