@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 from msgspec.structs import fields
 
-from callboard.runtime import Config
+from callboard.runtime import Config, Handler, Job, JobContext, Request, Status
+from callboard.runtime.context import Reports
 from callboard.runtime.core import store as protocol
+from callboard.runtime.core.document import FIELDS
 from callboard.runtime.core.transition import TABLE, diagram
+from callboard.web import Callboard
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -80,7 +84,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """One after another in one namespace, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
     module = ModuleType("a_page_of_the_documents")
-    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for line, source in blocks(page, "python"):
         tree = ast.parse(source, filename=str(page))
         ast.increment_lineno(tree, line - 1)
@@ -114,6 +118,43 @@ def test_the_table_of_settings_is_the_config_class() -> None:
     shown = [(name.strip("`"), ast.literal_eval(default.strip("`"))) for name, default, _ in table]
     assert shown == [(field.name, field.default) for field in fields(Config)]
     assert all(meaning for _, _, meaning in table)
+
+
+def test_the_table_of_the_job_document_has_every_field() -> None:
+    table = rows(DOCS / "http.md", "| field | meaning |")
+    shown = [name for cells in table for name in re.findall(r"`(\w+)`", cells[0])]
+    assert sorted(shown) == sorted({wire for _, wire, _ in FIELDS} - {"location"} | {"links"})
+
+
+def test_the_tables_of_options_are_the_signatures() -> None:
+    page = DOCS / "embedding.md"
+    text = page.read_text()
+    tables = text.split("| option | meaning |")[1:]
+    of_handlers, of_routes = (
+        {
+            name
+            for row in re.findall(r"^\| (.+?) \|", table.partition("\n\n")[0], re.MULTILINE)
+            for name in names_in(row)
+        }
+        for table in tables
+    )
+    own = {"name", "function", "runs_in", "request_type", "result_type"}
+    assert of_handlers == {field.name for field in fields(Handler)} - own
+    keywords = inspect.signature(Callboard.map).parameters.values()
+    assert of_routes == {keyword.name for keyword in keywords if keyword.kind is keyword.KEYWORD_ONLY} - {"name"}
+
+
+def test_the_table_of_job_has_everything_that_a_handler_sees() -> None:
+    table = rows(DOCS / "embedding.md", "| name | meaning |")
+    shown = {name for cells in table for name in names_in(cells[0])}
+    job = Job(id="j", name="N", status=Status.IN_PROGRESS, created_ms=0, updated_ms=0)
+    context = JobContext(job, Request(), Reports(lambda: None))
+    assert shown == {name for name in dir(context) if not name.startswith("_")}
+
+
+def names_in(cell: str) -> set[str]:
+    """``a`` of each `a`, `a=1` and `a(b)`."""
+    return set(re.findall(r"`(\w+)", cell))
 
 
 def test_the_promises_of_a_store_are_the_protocols() -> None:

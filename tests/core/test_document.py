@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from msgspec.structs import replace
 
+from callboard.runtime.core.codec import decode_job, encode_job
 from callboard.runtime.core.document import FIELDS, changes, document, format_time, parse_time
 from callboard.runtime.core.events import Event, LogEntry, merge
 from callboard.runtime.core.job import Failure, Job, Progress, Status
@@ -134,6 +135,17 @@ VARIED = replace(
 def test_what_the_store_alone_knows_changes_nothing_that_is_told() -> None:
     other = replace(NEW, serial=5, fence=6, worker="w", owner="o", key="k", fingerprint="f", lost_leases=1)
     assert set(changes(NEW, other)) == {"id", "seq", "lastUpdatedAt"}
+
+
+@pytest.mark.parametrize(
+    ("percent", "text"),
+    [(20, b"20"), (20.0, b"20"), (-0.0, b"0"), (0, b"0"), (100.0, b"100"), (33.5, b"33.5"), (None, b"null")],
+)
+def test_a_percentage_is_one_text_whether_it_was_said_or_reread(percent: float | None, text: bytes) -> None:
+    said = replace(NEW, progress=Progress(percent=percent))
+    reread = decode_job(encode_job(said))
+    assert document(said) == document(reread)
+    assert bytes(document(said)["progress"]) == b'{"percent":%b,"message":null,"data":null}' % text
 
 
 # Times

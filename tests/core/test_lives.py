@@ -30,7 +30,9 @@ times = st.integers(0, 2_000_000_000_000)
 texts = st.text(st.characters(codec="utf-8"), max_size=5)
 values = st.sampled_from([Raw(b"null"), Raw(b"1"), Raw(b'{"a":[true]}')])
 failures = st.builds(Failure, code=texts, message=texts, type=texts, retryable=st.booleans())
-progress = st.builds(Progress, percent=st.none() | st.floats(0, 100), message=st.none() | texts, data=values)
+progress = st.builds(
+    Progress, percent=st.none() | st.floats(0, 100) | st.integers(0, 100), message=st.none() | texts, data=values
+)
 logs = st.lists(st.builds(LogEntry, level=st.just("info"), message=texts), max_size=2).map(tuple)
 fences = st.integers(1, 2**53)
 commands: st.SearchStrategy[Command] = st.one_of(
@@ -131,4 +133,6 @@ def check_record(before: Job, after: Job, command: Command) -> None:
     assert (after.started_ms or 0) >= (before.started_ms or 0)
     kept = ("id", "serial", "name", "queue", "priority", "max_retries", "max_lost_leases", "created_ms", "owner")
     assert all(getattr(after, field) == getattr(before, field) for field in kept)
-    assert decode_job(encode_job(after)) == after
+    reread = decode_job(encode_job(after))
+    assert reread == after
+    assert document(reread) == document(after)
