@@ -26,6 +26,9 @@ class Dispatcher:
         self._wake = trio.Event()
         self._wanted = True
         """Something may be there to claim."""
+        self._stopping = trio.Event()
+        self.stopped = trio.Event()
+        """Set when nothing more is claimed and what was claimed has been handed over."""
         directory.on_slot_free = self._slot_free
 
     def wake(self) -> None:
@@ -41,8 +44,9 @@ class Dispatcher:
                 return
 
     def stop(self) -> None:
-        """Claim nothing more; ``run`` returns when a claim that is under way has been handed over."""
+        """Claim nothing more; ``stopped`` is set when a claim that is under way has been handed over."""
         self._slots = 0
+        self._stopping.set()
         self._wake.set()
 
     async def run(self) -> None:
@@ -56,6 +60,7 @@ class Dispatcher:
                     await self._wake.wait()
                     continue
                 self._wanted = True
+        self.stopped.set()
 
     @property
     def _free(self) -> int:
@@ -76,7 +81,8 @@ class Dispatcher:
             )
         except StoreUnavailable:
             self._wanted = True
-            await trio.sleep(config.poll_seconds)
+            with trio.move_on_after(config.poll_seconds):
+                await self._stopping.wait()
             return
         # Fewer than asked for: there are no more until an event says so.
         self._wanted = self._wanted or len(claimed) == free

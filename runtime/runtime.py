@@ -316,11 +316,14 @@ class Runtime:
         await self.drain_started.wait()
         deadline = trio.current_time() + self.config.drain_seconds
         with trio.move_on_at(deadline - self.config.cleanup_seconds):
+            # What a claim that is under way brings is handed back too, and not left to its lease.
+            await self._dispatcher.stopped.wait()
             await self._directory.wait_no_attempts()
         for supervisor in self._directory.attempts():
             assert supervisor.attempt is not None
             supervisor.attempt.stop("drain")
         with trio.move_on_at(deadline):
+            await self._dispatcher.stopped.wait()
             await self._directory.wait_no_attempts()
         for supervisor in self._directory.attempts():
             logger.error("job %s does not stop; it keeps its slot and its lease", supervisor.job_id)
