@@ -124,7 +124,7 @@ def never_reading(server: Server, job_id: str) -> Iterator[socket.socket]:
 @pytest.mark.parametrize("store", ["memory://", None], ids=["memory", "sqlite"])
 async def test_clients_that_never_read(site: Site, store: str | None) -> None:
     """They cost bounded memory, slow neither the job nor other clients, and do not keep the server from ending."""
-    jobs, clients_per_job, drain_seconds = 3, 15, 3
+    jobs, clients_per_job, drain_seconds = 3, 15, 6
     noise = {"rounds": 150, "lines": 10, "size": 3000, "interval": 0.03}
     told_bytes = jobs * clients_per_job * noise["rounds"] * noise["lines"] * noise["size"]
     assert told_bytes > 150 * MEGABYTE, "too little for a server that keeps it to be seen"
