@@ -6,8 +6,7 @@ from typing import Any
 from quart import request
 from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
-from tests.web.test_submitting import assert_problem
-from tests.web.workshop import CONFIG, Gates, Site, make_site_app
+from tests.web.workshop import CONFIG, Gates, Site, assert_problem, make_site_app
 
 from callboard.runtime import JobContext
 from callboard.web import Callboard

@@ -5,14 +5,12 @@ from typing import Any
 
 import msgspec
 import pydantic
-import pytest
 import trio
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from prometheus_client.parser import text_string_to_metric_families
 from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
-from tests.web.test_submitting import assert_problem
-from tests.web.workshop import Gates, Site, make_site_app
+from tests.web.workshop import Gates, Site, assert_problem, make_site_app
 
 from callboard.runtime import JobContext
 from callboard.web import Callboard
@@ -139,37 +137,32 @@ async def test_what_the_types_declare_is_what_is_on_the_wire(open_site: OpenSite
     assert problem["errors"][0]["pointer"] == "/manyParts/1"
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"),
-    [
+async def test_a_method_that_a_path_does_not_take_is_405(site: Site) -> None:
+    for method, path, allowed in [
         ("POST", "/jobs", "GET, HEAD, OPTIONS"),
         ("PUT", "/jobs/01234567-89ab-7def-8123-456789abcdef", "DELETE, GET, HEAD, OPTIONS"),
         ("GET", "/jobs/01234567-89ab-7def-8123-456789abcdef/cancel", "OPTIONS, POST"),
         ("BREW", "/jobs/metrics", "DELETE, GET, HEAD, OPTIONS"),
         ("PATCH", "/jobs/health/live", "GET, HEAD, OPTIONS"),
-    ],
-)
-async def test_a_method_that_a_path_does_not_take_is_405(site: Site, method: str, path: str, allowed: str) -> None:
-    answer = await site.http.request(method, path)
-    assert_problem(answer, 405)
-    assert answer.headers["allow"] == allowed
-    options = await site.http.options(path)
-    assert (options.status_code, options.headers["allow"]) == (204, allowed)
+    ]:
+        answer = await site.http.request(method, path)
+        assert_problem(answer, 405)
+        assert answer.headers["allow"] == allowed
+        options = await site.http.options(path)
+        assert (options.status_code, options.headers["allow"]) == (204, allowed)
 
 
-@pytest.mark.parametrize(
-    "path", ["/jobs/", "/jobs/a/b", "/jobs/health", "/jobs/health/dead", "/jobs/a/result/b", "/jobs/%2e%2e/x"]
-)
-@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "BREW"])
-async def test_an_unknown_path_under_the_prefix_is_404(site: Site, method: str, path: str) -> None:
-    answer = await site.http.request(method, path)
-    if path == "/jobs/health" and method == "GET":
-        assert_problem(answer, 404)
-    elif path == "/jobs/health":
-        assert answer.status_code in (204, 405)  # the path of a job with a malformed id
-    else:
-        assert answer.status_code == 404
-        assert answer.headers["content-type"] == "application/problem+json"
+async def test_an_unknown_path_under_the_prefix_is_404(site: Site) -> None:
+    for path in ["/jobs/", "/jobs/a/b", "/jobs/health", "/jobs/health/dead", "/jobs/a/result/b", "/jobs/%2e%2e/x"]:
+        for method in ["GET", "POST", "OPTIONS", "BREW"]:
+            answer = await site.http.request(method, path)
+            if path == "/jobs/health" and method == "GET":
+                assert_problem(answer, 404)
+            elif path == "/jobs/health":
+                assert answer.status_code in (204, 405)  # the path of a job with a malformed id
+            else:
+                assert answer.status_code == 404
+                assert answer.headers["content-type"] == "application/problem+json"
 
 
 async def test_head_is_get_without_a_body(site: Site) -> None:

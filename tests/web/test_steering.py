@@ -1,6 +1,5 @@
 """The contract's "Steering", row by row, over real sockets."""
 
-from typing import Any
 
 import httpx
 import pytest
@@ -8,8 +7,7 @@ import trio
 from msgspec.structs import replace
 from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
-from tests.web.test_submitting import assert_problem
-from tests.web.workshop import CONFIG, Gates, Site, make_site_app
+from tests.web.workshop import CONFIG, Gates, Site, assert_problem, make_site_app
 
 from callboard.runtime import JobContext
 from callboard.web import Callboard
@@ -74,13 +72,11 @@ async def test_prefer_wait_on_a_cancel_gives_the_final_document(site: Site) -> N
     assert answer.headers["preference-applied"] == "wait"
 
 
-@pytest.mark.parametrize(
-    ("path", "body"), [("/api/orders", {"itemName": "x"}), ("/api/fail", {"code": "NO", "message": ""})]
-)
-async def test_a_completed_or_failed_job_cannot_be_canceled(site: Site, path: str, body: Any) -> None:
-    job = await site.submit(path, body, Prefer="wait=5")
-    assert_problem(await ask_cancel(site, "POST", job["id"]), 409)
-    assert (await site.http.get(f"/jobs/{job['id']}")).json() == job
+async def test_a_completed_or_failed_job_cannot_be_canceled(site: Site) -> None:
+    for path, body in [("/api/orders", {"itemName": "x"}), ("/api/fail", {"code": "NO", "message": ""})]:
+        job = await site.submit(path, body, Prefer="wait=5")
+        assert_problem(await ask_cancel(site, "POST", job["id"]), 409)
+        assert (await site.http.get(f"/jobs/{job['id']}")).json() == job
 
 
 async def test_a_failed_or_canceled_job_can_be_retried(site: Site) -> None:

@@ -10,9 +10,8 @@ import trio
 import trio.lowlevel
 from msgspec.structs import replace
 from tests.web.conftest import OpenSite
-from tests.web.test_submitting import assert_problem
-from tests.web.workshop import CONFIG, Site, frames, patient
-from trio_websocket import ConnectionClosed
+from tests.web.workshop import CONFIG, Site, assert_problem, frames, patient
+from trio_websocket import ConnectionClosed, WebSocketConnection
 
 UNKNOWN = "01234567-89ab-7def-8123-456789abcdef"
 
@@ -32,6 +31,11 @@ def fold(received: list[dict[str, Any]], document: dict[str, Any] | None = None,
     return folded
 
 
+def closed_with(socket: WebSocketConnection) -> int:
+    assert socket.closed is not None
+    return socket.closed.code
+
+
 async def run_steps(site: Site, gate: str, steps: int) -> str:
     job = await site.submit(f"/api/steps/{gate}", steps)
     return str(job["id"])
@@ -47,7 +51,7 @@ async def test_a_snapshot_first_then_each_event_and_1000_after_the_terminal_one(
         await site.gates.arrived("s 1")
         site.gates.open("s 1")
         rest = await frames(socket)
-        assert socket.closed.code == 1000
+        assert closed_with(socket) == 1000
     received = [first, *rest]
     assert rest[-1]["type"] == "status" and rest[-1]["job"]["status"] == "Completed"
     assert [frame["message"] for frame in rest if frame["type"] == "log"] == ["did 0", "did 1"]
@@ -100,7 +104,7 @@ async def test_resume_has_no_gap_and_no_repeat(site: Site) -> None:
             seq = received[-1]["seq"]
     async with site.socket(f"/jobs/{job_id}/stream?after={seq}") as socket:
         received += await frames(socket)
-        assert socket.closed.code == 1000
+        assert closed_with(socket) == 1000
     assert fold(received) == (await site.http.get(f"/jobs/{job_id}")).json()
     assert all(frame["type"] != "snapshot" for frame in received)
 
@@ -109,12 +113,12 @@ async def test_resume_at_the_end_of_an_ended_job_closes_at_once(site: Site) -> N
     job = await site.submit(Prefer="wait=5")
     async with site.socket(f"/jobs/{job['id']}/stream?after={job['seq']}") as socket:
         assert await frames(socket) == []
-        assert socket.closed.code == 1000
+        assert closed_with(socket) == 1000
     async with site.socket(f"/jobs/{job['id']}/stream") as socket:
         received = await frames(socket)
         assert [frame["type"] for frame in received] == ["snapshot"]
         assert received[0]["job"] == job
-        assert socket.closed.code == 1000
+        assert closed_with(socket) == 1000
 
 
 async def test_resume_ahead_of_the_job_is_a_gap_snapshot(site: Site) -> None:
@@ -136,9 +140,8 @@ async def test_resume_beyond_the_kept_history_is_a_gap_snapshot(open_site: OpenS
         assert [frame["since"] for frame in await frames(socket)] == [job["seq"] - 1]
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
+async def test_a_handshake_that_cannot_be_meant_is_refused(site: Site) -> None:
+    for path, status in [
         (f"/jobs/{UNKNOWN}/stream", 404),
         ("/jobs/x/stream", 404),
         (f"/jobs/{UNKNOWN}/stream?after=x", 400),
@@ -146,10 +149,8 @@ async def test_resume_beyond_the_kept_history_is_a_gap_snapshot(open_site: OpenS
         (f"/jobs/{UNKNOWN}/stream?after=1.5", 400),
         (f"/jobs/{UNKNOWN}/stream?after=", 400),
         ("/jobs/no/such/socket", 404),
-    ],
-)
-async def test_a_handshake_that_cannot_be_meant_is_refused(site: Site, path: str, status: int) -> None:
-    assert_problem(await site.refused_handshake(path), status)
+    ]:
+        assert_problem(await site.refused_handshake(path), status)
 
 
 async def test_shutdown_closes_with_1001_at_once(site: Site) -> None:
@@ -162,7 +163,7 @@ async def test_shutdown_closes_with_1001_at_once(site: Site) -> None:
             with pytest.raises(ConnectionClosed):
                 while True:
                     await socket.get_message()
-        assert socket.closed.code == 1001
+        assert closed_with(socket) == 1001
 
 
 async def streams(site: Site) -> float:
@@ -208,7 +209,7 @@ async def test_a_client_that_talks_too_much_is_closed(site: Site) -> None:
                 for _ in range(messages):
                     await socket.send_message("x" * size)
             await frames(socket)
-            assert socket.closed.code == code
+            assert closed_with(socket) == code
     async with site.socket(f"/jobs/{job_id}/stream") as socket:
         await socket.send_message("hello")
         await socket.get_message()

@@ -20,7 +20,7 @@ from callboard.runtime.core.errors import StoreUnavailable
 from callboard.runtime.core.store import Store
 from callboard.web import Callboard
 
-__all__ = ["CONFIG", "Cut", "Gates", "Site", "frames", "make_site_app", "patient", "run_site"]
+__all__ = ["CONFIG", "Cut", "Gates", "Site", "assert_problem", "frames", "make_site_app", "patient", "run_site"]
 
 CONFIG = Config(
     retry_base_seconds=0.01,
@@ -255,3 +255,14 @@ async def frames(socket: WebSocketConnection) -> list[dict[str, Any]]:
                 received.append(msgspec.json.decode(await socket.get_message()))
         except ConnectionClosed:
             return received
+
+
+def assert_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == status
+    assert body["instance"] == answer.request.url.path
+    assert body["type"] and body["title"] and body["detail"]
+    assert "Traceback" not in answer.text
+    return body
