@@ -108,6 +108,7 @@ class Runtime:
         self._timers = Timers(self._directory, self._dispatcher, self._leases)
         self._stop = trio.Event()
         self._finished = trio.Event()
+        self._has_failed = False
         self._drained = trio.Event()
 
     # Asking
@@ -221,6 +222,7 @@ class Runtime:
             after=after,
             limit=self.config.max_subscriber_events,
             retry_seconds=self.config.poll_seconds,
+            bounded=self._bounded,
         )
 
     async def cancel(self, job_id: str) -> Job:
@@ -296,7 +298,6 @@ class Runtime:
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as services:
                     services.start_soon(self._store.run)
-                    self._clock.set(await self._store.now_ms())
                     await services.start(self._directory.run)
                     services.start_soon(self._store.follow_news, self._news, self.config.poll_seconds)
                     services.start_soon(self._leases.run)
@@ -308,6 +309,9 @@ class Runtime:
                     await self._stop.wait()
                     services.cancel_scope.cancel()
                 await self._driver.aclose()
+        except BaseException:
+            self._has_failed = True
+            raise
         finally:
             self._drained.set()
             self._finished.set()
@@ -428,6 +432,7 @@ async def open_runtime(
     await store.open(worker=runtime.worker, max_events_per_job=settings.max_events_per_job)
     bodys_error: BaseException | None = None
     try:
+        runtime._clock.set(await store.now_ms())
         async with trio.open_nursery() as nursery:
             await nursery.start(runtime._run)
             try:
@@ -437,8 +442,8 @@ async def open_runtime(
                 raise
             finally:
                 await runtime._close()
-    except BaseExceptionGroup as group:
-        if bodys_error is not None and group.exceptions == (bodys_error,):
+    except BaseExceptionGroup:
+        if bodys_error is not None and not runtime._has_failed:
             # The nursery's wrapping says nothing: nobody but the block itself failed.
             raise bodys_error from bodys_error.__cause__
         raise

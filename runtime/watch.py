@@ -6,8 +6,9 @@ reaches back does the follower get a snapshot marked as a gap.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
 
 import trio
 from msgspec import Struct
@@ -19,10 +20,18 @@ from callboard.runtime.core.job import Job
 from callboard.runtime.hub import Hub, Subscription
 from callboard.runtime.store_actor import StoreActor
 
-__all__ = ["Snapshot", "Watch", "open_watch"]
+__all__ = ["Bounded", "Snapshot", "Watch", "open_watch"]
+
+T = TypeVar("T")
 
 PAGE = 256
 """Events read from the store at a time: bounds what one follower holds in memory."""
+
+
+class Bounded(Protocol):
+    """Waits for an answer of the store so long and no longer: StoreUnavailable; ShuttingDown when nobody can answer any more."""
+
+    async def __call__(self, call: Callable[[], Awaitable[T]]) -> T: ...
 
 
 class Snapshot(Struct, frozen=True):
@@ -43,13 +52,21 @@ class Watch(AsyncIterator[Snapshot | Event]):
     """
 
     def __init__(
-        self, job: Job, after: int | None, store: StoreActor, inbox: Subscription, retry_seconds: float
+        self,
+        job: Job,
+        after: int | None,
+        store: StoreActor,
+        inbox: Subscription,
+        *,
+        retry_seconds: float,
+        bounded: Bounded,
     ) -> None:
         self._job_id = job.id
         self._serial = job.serial
         self._store = store
         self._inbox = inbox
         self._retry_seconds = retry_seconds
+        self._bounded = bounded
         self._ready: deque[Snapshot | Event] = deque()
         self._done = False
         self._must_reread = False
@@ -90,8 +107,8 @@ class Watch(AsyncIterator[Snapshot | Event]):
 
     async def _reread(self) -> None:
         try:
-            job = await self._store.get(self._job_id)
-            events = await self._store.events(self._job_id, self._seq, PAGE)
+            job = await self._bounded(lambda: self._store.get(self._job_id))
+            events = await self._bounded(lambda: self._store.events(self._job_id, self._seq, PAGE))
         except StoreUnavailable:
             await trio.sleep(self._retry_seconds)
             return
@@ -129,11 +146,18 @@ class Watch(AsyncIterator[Snapshot | Event]):
 
 @asynccontextmanager
 async def open_watch(
-    hub: Hub, store: StoreActor, job_id: str, *, after: int | None, limit: int, retry_seconds: float
+    hub: Hub,
+    store: StoreActor,
+    job_id: str,
+    *,
+    after: int | None,
+    limit: int,
+    retry_seconds: float,
+    bounded: Bounded,
 ) -> AsyncIterator[Watch]:
-    """Follow one job. Raises JobNotFound, StoreUnavailable."""
+    """Follow one job. Raises JobNotFound, StoreUnavailable, ShuttingDown."""
     with hub.subscribe(job_id, limit) as inbox:
-        job = await store.get(job_id)
+        job = await bounded(lambda: store.get(job_id))
         if job is None:
             raise JobNotFound(f"there is no job {job_id}")
-        yield Watch(job, after, store, inbox, retry_seconds)
+        yield Watch(job, after, store, inbox, retry_seconds=retry_seconds, bounded=bounded)
