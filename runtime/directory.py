@@ -42,6 +42,8 @@ class Directory:
         self.around = around
         self.threads = threads or TrioThreads(max(1, config.max_concurrent_jobs))
         self.is_draining = False
+        self.is_over = False
+        """The drain deadline has passed: what the store cannot take now is given up, its lease lapses."""
         self.running = 0
         """Attempts that have a slot."""
         self.on_slot_free: Callable[[], None] = lambda: None

@@ -329,8 +329,9 @@ class Runtime:
         with trio.move_on_at(deadline):
             await self._dispatcher.stopped.wait()
             await self._directory.wait_no_attempts()
+        self._directory.is_over = True
         for supervisor in self._directory.attempts():
-            logger.error("job %s does not stop; it keeps its slot and its lease", supervisor.job_id)
+            logger.error("job %s has not stopped; it keeps its slot and its lease", supervisor.job_id)
         self._drained.set()
 
     async def _close(self) -> None:

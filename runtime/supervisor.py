@@ -241,6 +241,8 @@ class Supervisor:
             self._log(await self._settle(outcome), outcome)
         except _LeaseLost:
             self._log_lost()
+        except StoreUnavailable:
+            logger.error("job %s: the store did not take the attempt's outcome; its lease will lapse", self.job_id)
         finally:
             # The record stays: a claim that waits has to see a cancel that was written meanwhile.
             self.attempt, self.fence, self._handler = None, 0, None
@@ -434,6 +436,8 @@ class Supervisor:
             try:
                 return await write()
             except StoreUnavailable:
+                if self._home.is_over:
+                    raise
                 await trio.sleep(self._home.config.poll_seconds)
 
     def _now(self) -> int:
