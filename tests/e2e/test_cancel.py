@@ -88,19 +88,24 @@ async def test_what_is_not_canceled_is_handed_back_by_the_drain(site: Site) -> N
 
 
 async def test_a_cancel_while_the_store_fails_is_not_lost(site: Site) -> None:
-    server = await site.start(store_timeout_seconds=1)
+    server = await site.start(store_timeout_seconds=1, max_concurrent_jobs=1)
     async with server.http() as http:
         running = (await post(http, "endless", cleanup=0.1))["id"]
         await until(lambda: bool(site.journal.starts(running)), "the job runs")
+        waiting = (await post(http, "endless"))["id"]
         with held_lock(site.database):
-            answer = await http.post(f"/jobs/{running}/cancel")
-            assert answer.status_code in (202, 503), answer.text
-            if answer.status_code == 503:
-                assert int(answer.headers["retry-after"]) > 0
+            for job_id in (running, waiting):
+                answer = await http.post(f"/jobs/{job_id}/cancel")
+                assert answer.status_code in (202, 503), answer.text
+                if answer.status_code == 503:
+                    assert int(answer.headers["retry-after"]) > 0
             await trio.sleep(3)
             assert (await document(http, running))["status"] == "InProgress"
-        job = await until_ended(http, running, seconds=10)
-        assert job["status"] == "Canceled"
+            assert (await document(http, waiting))["status"] == "Queued"
+        for job_id in (running, waiting):
+            job = await until_ended(http, job_id, seconds=10)
+            assert job["status"] == "Canceled"
+        await until_ended(http, (await post(http, "quick"))["id"])
     assert len(site.journal.starts(running)) == 1
     site.check_output()
 

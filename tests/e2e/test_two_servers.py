@@ -168,3 +168,20 @@ async def test_a_dead_servers_jobs_are_taken_over_at_once(site: Site) -> None:
     own = f"{site.database.name}-worker-"
     await until(lambda: len([name for name in os.listdir(site.folder) if name.startswith(own)]) == 1, "swept")
     site.check_output()
+
+
+async def test_a_cancel_outlives_the_job_s_owner(site: Site) -> None:
+    """The owner dies in the middle of its cleanup: whoever takes the job over ends it, and does not run it."""
+    living, dying = await site.start(lease_seconds=30), await site.start(lease_seconds=30)
+    async with living.http() as http:
+        async with dying.http() as other:
+            job_id = await run_on(site, dying, other, "tree", cleanup=60)
+        assert (await http.post(f"/jobs/{job_id}/cancel")).status_code == 202
+        await trio.sleep(0.5)
+        assert (await document(http, job_id))["status"] == "InProgress"
+        site.kill(dying)
+        job = await until_ended(http, job_id)
+        assert time.monotonic() - site.killed[dying.pid] < TAKEOVER_SECONDS
+        assert (job["status"], job["attempt"], job["cancelRequested"]) == ("Canceled", 1, False)
+    assert len(site.journal.starts(job_id)) == 1
+    site.check_output()
