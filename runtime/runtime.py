@@ -198,16 +198,17 @@ class Runtime:
         """
         job_id = canonical(job_id)
         with self._hub.subscribe(job_id, 1) as inbox:
-            job = await self.get(job_id)
+            job, is_stale = await self.get(job_id), False
             with trio.move_on_after(timeout_seconds):
                 while not (job.status.is_terminal if changed_since is None else job.seq != changed_since):
                     try:
                         events, lagged = await inbox.take()
                     except ShuttingDown:
                         break
+                    is_stale = True
                     if lagged or changed_since is not None or any(event.is_terminal for event in events):
-                        job = await self.get(job_id)
-        return job
+                        job, is_stale = await self.get(job_id), False
+        return await self.get(job_id) if is_stale else job
 
     def watch(self, job_id: str, *, after: int | None = None) -> AbstractAsyncContextManager[Watch]:
         """Follow one job: ``async with runtime.watch(id) as events: async for event in events: ...``.
