@@ -88,6 +88,7 @@ async def test_a_long_poll_is_held_until_the_job_ends(site: Site, how: str) -> N
 
 async def test_a_long_poll_that_passes_gives_the_document_as_it_is(site: Site) -> None:
     job = await site.submit("/api/hold/a", {})
+    await site.gates.arrived("a")
     answer = await site.http.get(f"/jobs/{job['id']}?wait=0.1")
     assert (answer.status_code, answer.json()["status"]) == (200, "InProgress")
 
