@@ -39,8 +39,8 @@ _UPDATE_JOB: Final = (
 _INSERT_REQUEST: Final = "INSERT INTO request (serial, body) VALUES (?, ?)"
 _INSERT_EVENT: Final = "INSERT INTO event (pos, serial, seq, origin, body) VALUES (?, ?, ?, ?, ?)"
 _TRIM_EVENTS: Final = (
-    "DELETE FROM event WHERE serial = ?1 AND seq <="
-    " (SELECT seq FROM event WHERE serial = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2) RETURNING pos"
+    "DELETE FROM event WHERE serial = ? AND seq <="
+    " (SELECT seq FROM event WHERE serial = ? ORDER BY seq DESC LIMIT 1 OFFSET ?) RETURNING pos"
 )
 _ADD_TALLY: Final = (
     "INSERT INTO tally (queue, status, n) VALUES (?, ?, ?) ON CONFLICT (queue, status) DO UPDATE SET n = n + excluded.n"
@@ -192,7 +192,9 @@ class Ledger:
         for row in changed:
             # A job has at most as many events as its seq says.
             if row.job.seq > self._max_events:
-                self._lose(self.connection.execute(_TRIM_EVENTS, (row.job.serial, self._max_events)).fetchall())
+                self._lose(
+                    self.connection.execute(_TRIM_EVENTS, (row.job.serial, row.job.serial, self._max_events)).fetchall()
+                )
 
     def _lose(self, positions: Iterable[tuple[int]]) -> None:
         for (position,) in positions:
