@@ -13,6 +13,9 @@ from callboard.web.mapping import Mapping
 __all__ = ["openapi_document"]
 
 REF: Final = "#/components/schemas/{name}"
+JOB: Final = "CallboardJob"
+PROBLEM: Final = "CallboardProblem"
+"""Names that an app's own types will hardly have."""
 _PARAMETER: Final = re.compile(
     r"<(?:(?P<converter>[a-zA-Z_][a-zA-Z0-9_]*)(?:\([^)]*\))?:)?(?P<name>[a-zA-Z_][a-zA-Z0-9_]*)>"
 )
@@ -36,7 +39,7 @@ def openapi_document(title: str, prefix: str, mappings: Sequence[Mapping], root_
         paths.setdefault(_path(mapping.route), {})[mapping.method.lower()] = _submit(mapping, body)
     for path, operations in _job_paths().items():
         paths.setdefault(prefix + path, {}).update(operations)
-    components.update({"Job": _job_schema(), "Problem": _problem_schema()})
+    components.update({JOB: _job_schema(), PROBLEM: _problem_schema()})
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": "1"},
@@ -48,20 +51,34 @@ def openapi_document(title: str, prefix: str, mappings: Sequence[Mapping], root_
 
 def _schemas(kinds: Sequence[Any]) -> tuple[list[Schema], dict[str, Schema]]:
     """A schema for each type, in order, and the components that they refer to."""
-    plain = [kind for kind in kinds if not is_pydantic(kind)]
+    plain = [kind for kind in kinds if not is_pydantic(kind) and _has_schema(kind)]
     schemas, components = msgspec.json.schema_components(plain, ref_template=REF)
     of_plain = iter(schemas)
-    listed = []
+    listed: list[Schema] = []
     for kind in kinds:
-        listed.append(_pydantic(kind, components) if is_pydantic(kind) else next(of_plain))
+        if is_pydantic(kind):
+            listed.append(_pydantic(kind, components))
+        else:
+            listed.append(next(of_plain) if _has_schema(kind) else {})
     return listed, components
 
 
+def _has_schema(kind: Any) -> bool:
+    # Some types can be decoded but have no JSON Schema; for those the document says nothing.
+    try:
+        msgspec.json.schema(kind)
+    except TypeError:
+        return False
+    return True
+
+
 def _pydantic(kind: Any, components: dict[str, Schema]) -> Schema:
-    schema: Schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    components.update(schema.pop("$defs", {}))
-    components[kind.__name__] = schema
-    return {"$ref": REF.format(name=kind.__name__)}
+    # Definitions stay inside: another model's, of the same name, would take their place among the components.
+    name = kind.__name__ if kind.__name__ not in components else f"{kind.__module__}.{kind.__qualname__}"
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    schema: Schema = kind.model_json_schema(ref_template=f"{REF.format(name=name)}/$defs/{{model}}")
+    components[name] = schema
+    return {"$ref": REF.format(name=name)}
 
 
 def _path(route: str) -> str:
@@ -74,9 +91,9 @@ def _submit(mapping: Mapping, body: Schema | None) -> Schema:
         "summary": f"Submit a {mapping.handler.name} job",
         "parameters": [*_route_parameters(mapping.route), *_headers(mapping)],
         "responses": {
-            "202": {**_answer("The job is accepted and stored.", "Job"), "headers": _accepted_headers()},
-            "200": _answer("The job has ended: it was waited for, or the request is a repeat.", "Job"),
-            "default": _answer("Refused; nothing is queued.", "Problem", "application/problem+json"),
+            "202": {**_answer("The job is accepted and stored.", JOB), "headers": _accepted_headers()},
+            "200": _answer("The job has ended: it was waited for, or the request is a repeat.", JOB),
+            "default": _answer("Refused; nothing is queued.", PROBLEM, "application/problem+json"),
         },
     }
     if body is not None:
@@ -142,7 +159,7 @@ def _answer(description: str, component: str | None = None, media_type: str = "a
 def _operation(
     identifier: str, summary: str, responses: dict[str, Schema], parameters: Sequence[Schema] = ()
 ) -> Schema:
-    refused = _answer("Refused.", "Problem", "application/problem+json")
+    refused = _answer("Refused.", PROBLEM, "application/problem+json")
     return {
         "operationId": identifier,
         "summary": summary,
@@ -155,7 +172,7 @@ def _job_paths() -> dict[str, Schema]:
     job_id = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
     wait = _query("wait", {"type": "number", "minimum": 0})
     flag: Schema = {"type": "boolean"}
-    document = _answer("The job's document.", "Job")
+    document = _answer("The job's document.", JOB)
     page = {
         "description": "Jobs, newest first.",
         "content": {"application/json": {"schema": _page_schema()}},
@@ -203,7 +220,7 @@ def _page_schema() -> Schema:
     return {
         "type": "object",
         "properties": {
-            "jobs": {"type": "array", "items": {"$ref": REF.format(name="Job")}},
+            "jobs": {"type": "array", "items": {"$ref": REF.format(name=JOB)}},
             "next": {"type": ["string", "null"]},
         },
         "required": ["jobs", "next"],

@@ -91,6 +91,7 @@ async def serve(
         failed = True
     finally:
         watchdog.disarm()
+        board.has_launcher = False
     return 1 if failed or board.has_died else 0
 
 

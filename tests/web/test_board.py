@@ -181,6 +181,18 @@ async def test_shutdown_gives_running_jobs_time_and_hands_back_the_rest(tmp_path
         site.stop.set()
 
 
+async def test_it_works_under_quarts_own_test_client(store_url: str) -> None:
+    app = make_site_app(Callboard(store=store_url, config=CONFIG), Gates())
+    with trio.fail_after(3):
+        async with app.test_app() as running:
+            client = running.test_client()
+            answer = await client.post("/api/orders", json={"itemName": "x"}, headers={"Prefer": "wait=5"})
+            assert (answer.status_code, (await answer.get_json())["status"]) == (200, "Completed")
+            missing = await client.post("/api/orders")
+            assert missing.status_code == 400
+            assert missing.content_type == "application/problem+json"
+
+
 class Faulty(Cut):
     """A store with a bug: from a signal on, reading what is due breaks in a way that no store may."""
 

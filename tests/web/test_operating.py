@@ -65,8 +65,13 @@ async def test_two_boards_in_one_process_keep_their_own_numbers(open_site: OpenS
     assert await metric(second, "callboard_jobs", queue="default", status="Completed") == 0
 
 
+class Tone(pydantic.BaseModel):
+    depth: int = 1
+
+
 class Paint(pydantic.BaseModel):
     colour: str
+    tone: Tone | None = None
     coats: int = pydantic.Field(default=1, ge=1)
 
 
@@ -79,12 +84,22 @@ class Kit(msgspec.Struct, rename="camel", tag_field="kind", tag="kit"):
     many_parts: list[Part]
 
 
+class Job(msgspec.Struct):
+    """An app's own type, of a name that callboard might want for itself."""
+
+    mine: int
+
+
 def typed_app(board: Callboard, gates: Gates) -> QuartTrio:
     app = make_site_app(board, gates)
 
     @board.post("/api/paint/<string(length=2):code>", name="paint.wall")
     async def paint(job: JobContext, request: Paint) -> Paint:
         return request
+
+    @board.post("/api/jobs", name="Job")
+    async def own(job: JobContext, request: Job) -> int:
+        return request.mine
 
     @board.put("/api/kits", name="Kit")
     async def kit(job: JobContext, request: Kit) -> Part:
@@ -111,12 +126,13 @@ async def test_the_openapi_document_is_valid_and_covers_the_mapped_and_the_job_r
     components = document["components"]["schemas"]
     assert set(components["Order"]["properties"]) == {"itemName", "howMany"}
     assert components["Order"]["required"] == ["itemName"]
-    assert set(components["Paint"]["properties"]) == {"colour", "coats"}
+    assert set(components["Paint"]["properties"]) == {"colour", "tone", "coats"}
+    assert components["Job"]["properties"] == {"mine": {"type": "integer"}}
     assert set(components["Part"]["properties"]) == {"part_number"}
     body = paths["/api/kits"]["put"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/Kit"}
     job = await site.submit()
-    assert list(components["Job"]["properties"]) == list(job)
+    assert list(components["CallboardJob"]["properties"]) == list(job)
     for method, path in (("get", ""), ("get", "/{job_id}"), ("delete", "/{job_id}"), ("post", "/{job_id}/cancel")):
         assert method in paths[f"/jobs{path}"]
     assert {"/jobs/{job_id}/result", "/jobs/{job_id}/retry", "/jobs/health/live", "/jobs/health/ready"} <= set(paths)
@@ -126,7 +142,7 @@ async def test_what_the_types_declare_is_what_is_on_the_wire(open_site: OpenSite
     site = await open_site(make_app=typed_app)
     wait = {"Prefer": "wait=5"}
     painted = await site.http.post("/api/paint/ab", json={"colour": "red"}, headers=wait)
-    assert painted.json()["result"] == {"colour": "red", "coats": 1}
+    assert painted.json()["result"] == {"colour": "red", "tone": None, "coats": 1}
     problem = assert_problem(await site.http.post("/api/paint/ab", json={"coats": 0}), 422)
     assert {error["pointer"] for error in problem["errors"]} == {"/colour", "/coats"}
     kit = await site.http.put("/api/kits", json={"kind": "kit", "manyParts": [{"part_number": 5}]}, headers=wait)

@@ -1,6 +1,5 @@
 """The contract's "Steering", row by row, over real sockets."""
 
-
 import httpx
 import pytest
 import trio
