@@ -32,6 +32,7 @@ from callboard.runtime.core.codec import decode_job
 __all__ = [
     "APP",
     "ENDED",
+    "SILENCE_SECONDS",
     "TAKEOVER_SECONDS",
     "Document",
     "Fold",
@@ -57,6 +58,9 @@ START_SECONDS: Final = 40
 
 TAKEOVER_SECONDS: Final = 2.0
 """From a dead process to its jobs running elsewhere: the operating system knows who is dead, so no lease is waited for."""
+
+SILENCE_SECONDS: Final = 30
+"""No job of these tests says nothing for so long."""
 
 ENDED: Final = frozenset({"Completed", "Failed", "Canceled"})
 
@@ -472,7 +476,9 @@ class Fold:
         """Read until the server closes, which it may do after the end only and in good order; or until ``frames`` have come."""
         while frames > 0:
             try:
-                self.take(await socket.get_message())
+                with trio.fail_after(SILENCE_SECONDS):
+                    frame = await socket.get_message()
+                self.take(frame)
             except ConnectionClosed as closed:
                 assert closed.reason is not None
                 assert closed.reason.code == 1000, closed.reason

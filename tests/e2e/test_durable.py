@@ -81,6 +81,33 @@ async def test_kill_9_at_random_moments(site: Site, tmp_path: Path, kills: int) 
     site.check_output()
 
 
+async def test_sigterm_in_mid_load(site: Site, tmp_path: Path) -> None:
+    """Orderly restarts cost nothing at all: with ``max_lost_leases=0`` one lost lease would end a job as Failed."""
+    source = random.Random(8)
+    load = Load()
+    async with trio.open_nursery() as nursery:
+        for _ in range(CLIENTS):
+            nursery.start_soon(submit_and_cancel, load, random.Random(source.random()))
+        for _ in range(5):
+            load.server = server = await site.start(max_lost_leases=0, drain_seconds=5, retry_base_seconds=0.05)
+            await trio.sleep(source.uniform(0.3, 1))
+            server.terminate()
+            # The clients go on asking the server that drains, and then none.
+            assert await server.ended(seconds=6) == 0
+            check_file(site.database, tmp_path)
+        load.server = server = await site.start(max_lost_leases=0)
+        load.stopping = True
+
+    async with server.http() as http:
+        await until_idle(http)
+        jobs = await all_jobs(http)
+    assert len(load.accepted) > 50
+    for job_id, (kind, body) in load.accepted.items():
+        check_end(jobs[job_id], kind, body)
+    site.journal.check_no_overlap({})
+    site.check_output()
+
+
 def check_end(job: dict[str, object], kind: str, body: dict[str, object]) -> None:
     """The job ended as its kind has to."""
     match kind:

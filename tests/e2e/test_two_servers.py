@@ -8,6 +8,7 @@ import httpx
 import pytest
 import trio
 from tests.e2e.harness import (
+    SILENCE_SECONDS,
     TAKEOVER_SECONDS,
     Fold,
     Server,
@@ -99,11 +100,12 @@ async def test_events_cross_the_processes_quickly(site: Site) -> None:
     watching, running = await site.start(max_concurrent_jobs=5), await site.start(max_concurrent_jobs=5)
     async with running.http() as http:
         job_id = await run_on(site, running, http, "ticking", ticks=20, interval=0.15)
-        late = []
+        late: list[float] = []
         async with watching.stream(job_id) as socket:
             await socket.get_message()
-            for _ in range(10):
-                job = json.loads(await socket.get_message())["job"]
+            while len(late) < 8:
+                with trio.fail_after(SILENCE_SECONDS):
+                    job = json.loads(await socket.get_message())["job"]
                 if job.get("progress"):
                     ticks = site.journal.lines("tick", job=job_id)
                     tick = job["progress"]["data"]["tick"]
