@@ -19,6 +19,7 @@ it keeps its slot and its lease, and leaving ``open_runtime`` waits for it.
 """
 
 import logging
+import math
 import random as randomness
 import sys
 import uuid
@@ -28,10 +29,12 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 import trio
+from msgspec import Raw
 
 from callboard.runtime.attempt import Around
 from callboard.runtime.clock import RuntimeClock
 from callboard.runtime.config import Config
+from callboard.runtime.core.codec import encode_job, encode_request
 from callboard.runtime.core.errors import (
     InvalidRequest,
     JobExists,
@@ -133,7 +136,7 @@ class Runtime:
         Raises InvalidRequest, InvalidPayload, QueueFull, JobExists, KeyReused, StoreUnavailable, ShuttingDown.
         """
         handler = self._handler(name)
-        encoded = encode(body) if handler.takes_body else NULL
+        encoded = _encoded(body) if handler.takes_body else NULL
         if handler.takes_body:
             decoded = decode(handler.request_type, encoded)
             priority = handler.priority_of(decoded) if priority is None else priority
@@ -148,7 +151,7 @@ class Runtime:
                 job_id=job_id,
                 key=key,
                 fingerprint=f"{name} {blake2b(bytes(encoded), digest_size=16).hexdigest()}" if job_id or key else None,
-                delay_ms=None if delay_seconds is None else round(delay_seconds * 1000),
+                delay_ms=None if delay_seconds is None else _milliseconds(delay_seconds),
                 max_retries=max_retries,
                 timeout_seconds=timeout_seconds,
             )
@@ -165,6 +168,7 @@ class Runtime:
             raise ShuttingDown("the server is shutting down: ask again in a moment")
         job_id = self._ids.new() if submission.job_id is None else chosen_id(submission.job_id)
         job = new_job(submission, handler, self.config, job_id=job_id, now_ms=self._clock.now_ms())
+        _check_storable(job, submission.request)
         change = accept(job)
         write = Write(
             job=change.job,
@@ -408,6 +412,28 @@ class Runtime:
         with trio.move_on_after(self.config.store_timeout_seconds):
             return await call()
         raise StoreUnavailable("the store did not answer in time")
+
+
+def _encoded(body: Any) -> Raw:
+    try:
+        return encode(body)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the body has no JSON form: {error}") from error
+
+
+def _milliseconds(delay_seconds: float) -> int:
+    if not math.isfinite(delay_seconds):
+        raise InvalidRequest(f"the delay is {delay_seconds} s: give a finite number")
+    return round(delay_seconds * 1000)
+
+
+def _check_storable(job: Job, request: Request) -> None:
+    # A driver that cannot write a record is a bug that ends the runtime; what a caller gave must not look like one.
+    try:
+        encode_job(job)
+        encode_request(request)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the request cannot be stored: {error}") from error
 
 
 @asynccontextmanager

@@ -12,6 +12,9 @@ __all__ = ["Accepted", "Submission", "new_job"]
 MAX_DELAY_MS = 366 * 24 * 3600 * 1000
 """A job may be put off by a year at most: more is a unit mixed up."""
 
+MAX_RETRIES = 1_000_000
+"""More is no bound at all."""
+
 
 class Submission(Struct, frozen=True, kw_only=True):
     """One request to run a handler; None means the handler's own setting.
@@ -48,13 +51,16 @@ def new_job(submission: Submission, handler: Handler, config: Config, *, job_id:
     priority = submission.priority
     if priority is None:
         priority = handler.priority if isinstance(handler.priority, int) else 0
-    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+    is_whole = isinstance(priority, int) and not isinstance(priority, bool)
+    if not (is_whole and -MAX_PRIORITY <= priority <= MAX_PRIORITY):
         raise InvalidRequest(f"the priority is {priority}: give a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
     timeout = config.timeout_seconds if handler.timeout_seconds is None else handler.timeout_seconds
     if submission.timeout_seconds is not None:
         if not 0 < submission.timeout_seconds < float("inf"):
             raise InvalidRequest(f"the timeout is {submission.timeout_seconds}: give seconds, more than 0")
         timeout = submission.timeout_seconds if timeout is None else min(timeout, submission.timeout_seconds)
+    if submission.max_retries is not None and not 0 <= submission.max_retries <= MAX_RETRIES:
+        raise InvalidRequest(f"max_retries is {submission.max_retries}: give a whole number from 0 to {MAX_RETRIES}")
     return Job(
         id=job_id,
         name=handler.name,
