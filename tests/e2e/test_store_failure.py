@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from tests.e2e.harness import ENDED, Site, document, held_lock, post, until, until_ended, until_idle
+from tests.e2e.harness import ENDED, Fold, Site, document, held_lock, post, until, until_ended, until_idle
 
 pytestmark = pytest.mark.e2e
 
@@ -16,8 +16,15 @@ LOCKED_SECONDS = 10
 
 async def test_ten_seconds_without_a_store(site: Site) -> None:
     server = await site.start(max_concurrent_jobs=4)
-    async with server.http() as http:
+    watched = Fold()
+    async with server.http() as http, trio.open_nursery() as nursery:
+
+        async def follow(job_id: str) -> None:
+            async with server.stream(job_id) as socket:
+                await watched.follow(socket)
+
         ticking = [(await post(http, "ticking", ticks=70, interval=0.2))["id"] for _ in range(2)]
+        nursery.start_soon(follow, ticking[1])
         # These end while nothing can be written.
         ending = [(await post(http, "quick", seconds=2))["id"] for _ in range(2)]
         waiting = [(await post(http, "quick", value=number))["id"] for number in range(20)]
@@ -46,6 +53,8 @@ async def test_ten_seconds_without_a_store(site: Site) -> None:
             assert (job["status"], job["attempt"], job["retryCount"]) == ("Completed", 1, 0), job
         ticks = [line.at for line in site.journal.lines("tick", job=ticking[0])]
         assert sum(began < at < over for at in ticks) > LOCKED_SECONDS / 0.2 * 0.6, "the handler stood still"
+        await until(lambda: watched.ended, "the stream has told the end")
+        assert watched.document == await document(http, ticking[1])
         # A 503 says that repeating is safe: whatever became of the first try, there is one job.
         for job_id in tried:
             answer = await submit(http, job_id)

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -92,6 +93,34 @@ async def test_a_stream_crosses_the_processes(site: Site) -> None:
             assert fold.document == await document(other, job_id) == await document(http, job_id)
             assert fold.document["result"] == {"ticks": 30}
             assert fold.frames > 15, "the stream said less than the handler"
+    site.check_output()
+
+
+async def test_a_stream_of_a_job_that_both_change(site: Site) -> None:
+    """The job runs on one server and is canceled on the other, whose own event is there before the foreign ones it follows."""
+    settings: dict[str, Any] = {"max_concurrent_jobs": 40, "progress_interval_seconds": 0.005}
+    watching, running = await site.start(**settings), await site.start(**settings)
+    folds: dict[str, Fold] = {}
+    async with running.http() as http, watching.http() as other:
+
+        async def follow(job_id: str) -> None:
+            async with watching.stream(job_id) as socket:
+                await folds[job_id].follow(socket)
+
+        async def cancel(job_id: str) -> None:
+            await until(lambda: folds[job_id].frames > 10, "the stream is well under way")
+            assert (await other.post(f"/jobs/{job_id}/cancel")).status_code == 202
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                job_id = await run_on(site, running, http, "ticking", ticks=1000, interval=0.01)
+                folds[job_id] = Fold()
+                nursery.start_soon(follow, job_id)
+                nursery.start_soon(cancel, job_id)
+        for job_id, fold in folds.items():
+            assert (fold.ends, fold.gaps) == (1, 0)
+            assert fold.document["status"] == "Canceled"
+            assert fold.document == await document(other, job_id)
     site.check_output()
 
 
