@@ -240,9 +240,12 @@ async def promise_05_running_and_ended_jobs_do_not_count(bench: Bench) -> None:
     equal(outcomes[1], Full(1))
     equal(kinds(outcomes), ["Committed", "Full"])
     waiting = committed(outcomes[0]).job
-    # Leaving a full queue, or staying out of it, is never refused.
-    writes = [after(waiting, cancel(), max_queue_size=0), after(running.job, progress(5.0), max_queue_size=0)]
-    equal(kinds(await store.commit(writes)), ["Committed", "Committed"])
+    # Staying in a full queue, leaving it, or staying out of it, is never refused.
+    moved = replace(waiting, seq=waiting.seq + 1, priority=5)
+    stays = Write(job=moved, events=(_jump(waiting, moved),), expected=waiting, max_queue_size=0)
+    leaves = after(moved, cancel(), max_queue_size=0)
+    writes = [stays, leaves, after(running.job, progress(5.0), max_queue_size=0)]
+    equal(kinds(await store.commit(writes)), ["Committed", "Committed", "Committed"])
 
 
 @check
