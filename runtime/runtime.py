@@ -136,12 +136,11 @@ class Runtime:
         Raises InvalidRequest, InvalidPayload, QueueFull, JobExists, KeyReused, StoreUnavailable, ShuttingDown.
         """
         handler = self._handler(name)
-        encoded = _encoded(body) if handler.takes_body else NULL
-        if handler.takes_body:
-            decoded = decode(handler.request_type, encoded)
-            priority = handler.priority_of(decoded) if priority is None else priority
-        elif body is not None:
+        if body is not None and not handler.takes_body:
             raise InvalidRequest(f"handler {name!r} takes no body")
+        encoded = _encoded(body) if handler.takes_body else NULL
+        decoded = decode(handler.request_type, encoded) if handler.takes_body else None
+        priority = handler.priority_of(decoded) if priority is None else priority
         accepted = await self.accept(
             Submission(
                 name=name,
