@@ -12,7 +12,7 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
 from hypercorn.utils import LifespanFailureError
 from msgspec.structs import replace
-from quart import current_app
+from quart import current_app, g
 from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
 from tests.web.workshop import CONFIG, Cut, Gates, Site, make_site_app, run_site
@@ -138,6 +138,18 @@ def context_app(board: Callboard, gates: Gates) -> QuartTrio:
         value: str = current_app.config["SHELF"]
         return value
 
+    app.extensions["torn down"] = []
+
+    @app.teardown_appcontext
+    async def torn_down(error: BaseException | None) -> None:
+        app.extensions["torn down"] += [g.shelf] if "shelf" in g else []
+
+    @board.post("/api/own", name="Own")
+    async def own(job: JobContext) -> bool:
+        was_there = "shelf" in g
+        g.shelf = job.id
+        return was_there
+
     @board.post("/api/thread", name="Thread")
     def in_thread(job: Any) -> str:
         job.progress(50, "half")
@@ -156,11 +168,17 @@ def context_app(board: Callboard, gates: Gates) -> QuartTrio:
     return app
 
 
-async def test_attempts_run_in_the_apps_context(open_site: OpenSite) -> None:
+async def test_each_attempt_runs_in_a_context_of_the_app_of_its_own(open_site: OpenSite) -> None:
     site = await open_site(make_app=context_app)
     wait = {"Prefer": "wait=5"}
     assert (await site.http.post("/api/shelf", headers=wait)).json()["result"] == "top"
     assert (await site.http.post("/api/thread", headers=wait)).json()["result"] == "done in a thread"
+    ids = []
+    for _ in range(2):
+        job = (await site.http.post("/api/own", headers=wait)).json()
+        assert job["result"] is False
+        ids.append(job["id"])
+    assert site.app.extensions["torn down"] == ids
     assert (await site.http.get("/outside/21")).json() == {"status": "Completed"}
 
 

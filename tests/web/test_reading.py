@@ -93,6 +93,14 @@ async def test_a_long_poll_that_passes_gives_the_document_as_it_is(site: Site) -
     assert (answer.status_code, answer.json()["status"]) == (200, "InProgress")
 
 
+async def test_a_long_poll_is_capped(open_site: OpenSite) -> None:
+    site = await open_site(config=replace(CONFIG, max_wait_seconds=0.05))
+    job = await site.submit("/api/hold/a", {})
+    with trio.fail_after(3):
+        assert (await site.http.get(f"/jobs/{job['id']}?wait=60")).status_code == 200
+        assert (await site.http.get(f"/jobs/{job['id']}", headers={"Prefer": "wait=60"})).status_code == 200
+
+
 async def test_with_a_tag_a_long_poll_is_held_until_it_no_longer_fits(site: Site) -> None:
     job = await site.submit("/api/steps/s", 2)
     await site.gates.arrived("s 0")
@@ -106,10 +114,11 @@ async def test_with_a_tag_a_long_poll_is_held_until_it_no_longer_fits(site: Site
     async def poll() -> None:
         answers.append(await site.http.get(f"{path}?wait=5", headers={"If-None-Match": tag}))
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(poll)
-        await trio.sleep(0.05)
-        site.gates.open("s 0")
+    with trio.fail_after(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poll)
+            await trio.sleep(0.05)
+            site.gates.open("s 0")
     assert (answers[0].status_code, answers[0].json()["status"]) == (200, "InProgress")
     with trio.fail_after(1):
         old = await site.http.get(f"{path}?wait=5", headers={"If-None-Match": tag})

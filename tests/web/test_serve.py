@@ -38,6 +38,13 @@ async def stuck(job) -> None:
 def in_a_thread(job) -> None:
     time.sleep(30)
 
+@board.post("/frozen", name="Frozen")
+async def frozen(job) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        time.sleep(30)
+
 @app.post("/kill")
 async def kill():
     async def broken(*_, **__):
@@ -94,7 +101,7 @@ def test_while_it_drains_http_still_answers_and_the_job_is_handed_back(started: 
     assert document["status"] in ("Queued", "InProgress")
 
 
-@pytest.mark.parametrize("path", ["/stuck", "/thread"])
+@pytest.mark.parametrize("path", ["/stuck", "/thread", "/frozen"])
 def test_what_will_not_stop_does_not_keep_the_process_and_is_not_handed_back(
     started: ServerProcess, serve: Serve, path: str
 ) -> None:
