@@ -18,6 +18,8 @@ MAX_PENDING_LOGS: Final = 1000
 """Log lines that may wait for the store; past it the oldest go, and a line says how many."""
 MAX_TEXT: Final = 10_000
 """Characters of a message that are kept."""
+MAX_DATA_BYTES: Final = 65_536
+"""JSON text of a progress report's ``data``: it is stored with each event and sent to every watcher."""
 
 
 class Params(Mapping[str, str]):
@@ -134,7 +136,7 @@ class JobContext(_Context):
     async def progress(self, percent: float | None = None, message: str | None = None, data: Any = None) -> None:
         """Say how far the job is; a checkpoint. Only the newest progress is kept.
 
-        ``percent`` is 0..100, ``data`` any JSON value. Raises ValueError for anything else.
+        ``percent`` is 0..100, ``data`` any JSON value of at most 64 kB. Raises ValueError for anything else.
         """
         self._reports.set_progress(percent, message, data)
         await trio.lowlevel.checkpoint()
@@ -159,7 +161,7 @@ class ThreadJobContext(_Context):
     def progress(self, percent: float | None = None, message: str | None = None, data: Any = None) -> None:
         """Say how far the job is. The way out when the job was canceled: raises ``trio.Cancelled``, let it pass.
 
-        ``percent`` is 0..100, ``data`` any JSON value. Raises ValueError for anything else.
+        ``percent`` is 0..100, ``data`` any JSON value of at most 64 kB. Raises ValueError for anything else.
         """
         self._reports.set_progress(percent, message, data)
         self._check()
@@ -175,6 +177,8 @@ def _progress(percent: float | None, message: str | None, data: Any) -> Progress
         encoded = NULL if data is None else encode(data)
     except (TypeError, ValueError) as error:
         raise ValueError(f"data has no JSON form: {error}") from error
+    if memoryview(encoded).nbytes > MAX_DATA_BYTES:
+        raise ValueError(f"data has {memoryview(encoded).nbytes} bytes as JSON: give at most {MAX_DATA_BYTES}")
     return Progress(percent=percent, message=None if message is None else storable(message[:MAX_TEXT]), data=encoded)
 
 

@@ -3,16 +3,19 @@
 It sleeps until something may be there to claim; a slow poll stands behind as a net.
 """
 
+import logging
 from collections.abc import Iterable
 
 import trio
 
-from callboard.runtime.core.errors import StoreUnavailable
+from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Status
 from callboard.runtime.directory import Directory
 
 __all__ = ["Dispatcher"]
+
+logger = logging.getLogger("callboard.dispatcher")
 
 
 class Dispatcher:
@@ -79,7 +82,9 @@ class Dispatcher:
             claimed = await self._directory.store.claim(
                 self._queues, self._names, free, round(config.lease_seconds * 1000)
             )
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreRefused) as error:
+            if isinstance(error, StoreRefused):
+                logger.error("no job can be claimed: %s", error)
             self._wanted = True
             with trio.move_on_after(config.poll_seconds):
                 await self._stopping.wait()

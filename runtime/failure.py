@@ -13,6 +13,11 @@ __all__ = ["JobFailed", "Retry", "Verdict", "judge", "timeout_failure"]
 HIDDEN_MESSAGE = "The job's handler raised an exception; the server's log has the details."
 
 
+MAX_CODE = 200
+MAX_MESSAGE = 10_000
+"""Characters of a failure that are kept."""
+
+
 class JobFailed(Exception):
     """Raised by a handler to fail its job with a code and a message that the client may see.
 
@@ -53,8 +58,8 @@ def judge(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
         if isinstance(leaf, JobFailed):
             return Verdict(
                 Failure(
-                    code=storable(leaf.code),
-                    message=storable(leaf.message),
+                    code=storable(leaf.code[:MAX_CODE]),
+                    message=storable(leaf.message[:MAX_MESSAGE]),
                     type=type(leaf).__name__,
                     retryable=leaf.retryable,
                 )
@@ -86,7 +91,7 @@ def _text(error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 -- the app's own code: an exception that has no text is one that says nothing
         text = ""
-    return storable(text) or type(error).__name__
+    return storable(text[:MAX_MESSAGE]) or type(error).__name__
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

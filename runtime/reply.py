@@ -2,7 +2,6 @@
 
 from typing import Generic, TypeVar
 
-import outcome
 import trio
 
 __all__ = ["Reply"]
@@ -13,23 +12,26 @@ T = TypeVar("T")
 class Reply(Generic[T]):
     """One-shot. ``get`` returns the value or raises the error that was set; a second ``set`` or ``fail`` is ignored."""
 
-    __slots__ = ("_event", "_result")
+    __slots__ = ("_error", "_event", "_value")
+
+    _value: T
 
     def __init__(self) -> None:
         self._event = trio.Event()
-        self._result: outcome.Value[T] | outcome.Error | None = None
+        self._error: Exception | None = None
 
     def set(self, value: T) -> None:
-        if self._result is None:
-            self._result = outcome.Value(value)
+        if not self._event.is_set():
+            self._value = value
             self._event.set()
 
     def fail(self, error: Exception) -> None:
-        if self._result is None:
-            self._result = outcome.Error(error)
+        if not self._event.is_set():
+            self._error = error
             self._event.set()
 
     async def get(self) -> T:
         await self._event.wait()
-        assert self._result is not None
-        return self._result.unwrap()
+        if self._error is not None:
+            raise self._error
+        return self._value

@@ -203,6 +203,11 @@ class StoreActor:
             for item in items:
                 item.reply.fail(_copy(error))
             return
+        except CallboardError as error:
+            # A stored record that cannot be read: those who asked hear of it, the runtime goes on.
+            for item in items:
+                item.reply.fail(_copy(error))
+            return
         self._note(None)
         for item, outcome in zip(items, outcomes, strict=True):
             item.reply.set(outcome)

@@ -3,14 +3,18 @@
 The heap of deadlines is the store's: it knows what is due next among all jobs, so a waiting job costs this process nothing.
 """
 
+import logging
+
 import trio
 
-from callboard.runtime.core.errors import StoreUnavailable
+from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.directory import Directory
 from callboard.runtime.dispatcher import Dispatcher
 from callboard.runtime.leases import Leases
 
 __all__ = ["Timers"]
+
+logger = logging.getLogger("callboard.timers")
 
 PRUNE_SECONDS = 60
 """How often ended jobs whose retention is over are removed."""
@@ -40,6 +44,9 @@ class Timers:
                 seconds = await self._seconds_to_next()
             except StoreUnavailable:
                 seconds = self._directory.config.poll_seconds
+            except StoreRefused as error:
+                logger.error("lost jobs cannot be taken back: %s", error)
+                seconds = self._directory.config.poll_seconds
             with trio.move_on_after(seconds):
                 await self._wake.wait()
 
@@ -50,7 +57,7 @@ class Timers:
             before_ms = self._directory.clock.now_ms() - round(retention * 1000)
             try:
                 removed = await self._directory.store.prune(before_ms, PRUNE_LIMIT)
-            except StoreUnavailable:
+            except (StoreUnavailable, StoreRefused):
                 removed = 0
             if removed < PRUNE_LIMIT:
                 await trio.sleep(min(PRUNE_SECONDS, max(1.0, retention)))
