@@ -78,6 +78,7 @@ class Attempt:
         self._scope = trio.CancelScope()
         # By this process's own clock a lease's length after the last successful extension was sent the lease is lost.
         self._lease_scope = trio.CancelScope(deadline=lease_ends)
+        self._timeout = trio.CancelScope()
         self._reason: Reason | None = None
 
     def stop(self, reason: Reason) -> None:
@@ -98,11 +99,10 @@ class Attempt:
         """Run the handler to its end, whatever end. Only a cancellation from outside and bugs pass through."""
         value: Any = _NOTHING
         error: BaseException | None = None
-        timeout = trio.CancelScope()
         if self._job.timeout_seconds is not None:
-            timeout.deadline = trio.current_time() + self._job.timeout_seconds
+            self._timeout.deadline = trio.current_time() + self._job.timeout_seconds
         try:
-            with self._lease_scope, self._scope, timeout:
+            with self._lease_scope, self._scope, self._timeout:
                 value = await self._call()
         except BaseExceptionGroup as group:
             # Cancelled of a scope further out (a runtime that is torn down) must pass; the handler's own ends here.
@@ -114,7 +114,7 @@ class Attempt:
             raise
         except BaseException as raised:  # noqa: BLE001 -- a handler's exception ends its attempt only, SystemExit included
             error = raised
-        return self._outcome(value, error, timed_out=timeout.cancel_called)
+        return self._outcome(value, error, timed_out=self._timeout.cancel_called)
 
     def _outcome(self, value: Any, error: BaseException | None, *, timed_out: bool) -> Outcome:
         if value is not _NOTHING:
@@ -137,10 +137,13 @@ class Attempt:
         arguments = [] if body is _NOTHING else [body]
         async with self._around() if self._around is not None else nullcontext():
             if self._handler.runs_in == "task":
-                job = JobContext(self._job, self._request, self._reports)
+                job = JobContext(self._job, self._request, self._reports, self._is_told_to_stop)
                 return await self._handler.function(job, *arguments)
             in_thread = ThreadJobContext(self._job, self._request, self._reports, self._threads.check)
             return await self._threads.run(self._handler.function, in_thread, *arguments)
+
+    def _is_told_to_stop(self) -> bool:
+        return self.is_stopping or self._timeout.cancel_called
 
     def _decoded_body(self) -> Any:
         if not self._handler.takes_body:

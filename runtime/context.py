@@ -128,10 +128,14 @@ class _Context:
 class JobContext(_Context):
     """What an ``async def`` handler sees of its job."""
 
+    def __init__(self, job: Job, request: Request, reports: Reports, is_told_to_stop: Callable[[], bool]) -> None:
+        super().__init__(job, request, reports)
+        self._is_told_to_stop = is_told_to_stop
+
     @property
     def cancel_requested(self) -> bool:
-        """Whether this attempt has been told to stop, for whatever reason; for cleanup that wants to know."""
-        return trio.current_effective_deadline() == -float("inf")
+        """Whether this attempt has been told to stop, for whatever reason; for cleanup that wants to know, shielded or not."""
+        return self._is_told_to_stop()
 
     async def progress(self, percent: float | None = None, message: str | None = None, data: Any = None) -> None:
         """Say how far the job is; a checkpoint. Only the newest progress is kept.
