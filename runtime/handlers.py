@@ -147,7 +147,12 @@ def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
 
 
 def _request_type(function: Callable[..., Any], where: str) -> Any:
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise HandlerError(
+            f"{where} has no signature that can be read: wrap it in a function of (job, request)"
+        ) from error
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not positional or len(positional) > 2 or any(p not in positional for p in required):
