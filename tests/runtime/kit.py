@@ -22,6 +22,7 @@ from callboard.runtime.core.store import (
     News,
     Outcome,
     Page,
+    Store,
     Write,
 )
 from callboard.runtime.handlers import make_handler
@@ -134,7 +135,7 @@ class FaultyStore:
 
 @asynccontextmanager
 async def opened(
-    store: FaultyStore | None, *handlers: Handler, config: Config | None = None, seed: int = 1, **options: Any
+    store: Store | None, *handlers: Handler, config: Config | None = None, seed: int = 1, **options: Any
 ) -> AsyncIterator[Runtime]:
     """A runtime with seeded randomness, on a store of its own if none is given."""
     source = random.Random(seed)

@@ -79,9 +79,7 @@ def test_errors_point_at_what_is_wrong(kind: Any, text: bytes, pointers: list[st
 
 
 @pytest.mark.parametrize("kind", [Order, Model])
-@pytest.mark.parametrize(
-    "text", [b"", b"{", b"nonsense", b'{"a":' + b"[" * 5000], ids=lambda text: str(text[:9])
-)
+@pytest.mark.parametrize("text", [b"", b"{", b"nonsense", b'{"a":' + b"[" * 5000], ids=lambda text: str(text[:9]))
 def test_what_is_no_json(kind: Any, text: bytes) -> None:
     with pytest.raises(InvalidRequest, match="the body is not JSON") as caught:
         decode(kind, text)
