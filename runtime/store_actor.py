@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import trio
 from msgspec import Struct
 
-from callboard.runtime.core.errors import CallboardError, StoreUnavailable
+from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import (
@@ -226,6 +226,14 @@ class StoreActor:
             return
         try:
             jobs = await self._store.get([job_id for job_id, _ in asked])
+        except StoreRefused as error:
+            # One record that cannot be read: those beside it are asked for alone.
+            if len(asked) == 1:
+                asked[0][1].fail(error)
+            else:
+                for one in asked:
+                    await self._get([one])
+            return
         except CallboardError as error:
             for _, reply in asked:
                 reply.fail(_copy(error))

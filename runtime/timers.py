@@ -30,6 +30,7 @@ class Timers:
         self._dispatcher = dispatcher
         self._leases = leases
         self._wake = trio.Event()
+        self._expected_ms: int | None = None
 
     def wake(self) -> None:
         """Something falls due that was not known before."""
@@ -66,6 +67,10 @@ class Timers:
         due = await self._directory.store.next_due()
         now_ms = self._directory.clock.now_ms()
         seconds = self._directory.config.poll_seconds
+        if self._expected_ms is not None and self._expected_ms <= now_ms:
+            # Another process may have looked at it first and left it to those who have its handler.
+            self._dispatcher.wake()
+        self._expected_ms = due.scheduled_ms
         if due.scheduled_ms is not None:
             if due.scheduled_ms <= now_ms:
                 self._dispatcher.wake()

@@ -34,7 +34,11 @@ class Crew:
             raise StoreRefused(f"no lock file can be made beside {database}: {error.strerror}") from error
 
     def register(self, connection: sqlite3.Connection) -> None:
-        """Take a fresh origin. If the name had an older one, what that holds belongs to nobody now."""
+        """Take a fresh origin. If the name had an older one, what that holds belongs to nobody now.
+
+        Jobs that another version could not read and set aside get their chance again.
+        """
+        connection.execute("UPDATE job SET ready = 1 WHERE ready = 2")
         connection.execute("DELETE FROM worker WHERE name = ?", (self.worker,))
         self.origin = connection.execute("INSERT INTO worker (name) VALUES (?)", (self.worker,)).lastrowid or 0
 

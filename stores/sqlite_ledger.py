@@ -4,20 +4,26 @@ A verb reads and changes rows through the ledger, so that each item of a batch s
 writes the net effect. Deletes go first and inserts last, because an id may be given back and taken again in one batch.
 """
 
+import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from callboard.runtime.core.codec import decode_job, encode_event, encode_job, encode_request
+from callboard.runtime.core.errors import StoreRefused
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import TERMINAL, WAITING, Job, Request, Status
 
-__all__ = ["Ledger", "Row", "json_array"]
+__all__ = ["Ledger", "Row", "json_array", "readable"]
+
+logger = logging.getLogger("callboard.stores")
+
+T = TypeVar("T")
 
 _LOAD: Final = "SELECT serial, lease_ms, holder, record FROM job WHERE"
 _LOAD_BY_ID: Final = f"{_LOAD} id IN (SELECT value FROM json_each(?))"
@@ -93,9 +99,11 @@ class Ledger:
         self._load(_LOAD_BY_KEY, keys)
 
     def load_serials(self, serials: Sequence[int]) -> list[Row]:
-        """The rows of these serials, in the same order."""
-        self._load(_LOAD_BY_SERIAL, serials)
-        return [self._rows[serial] for serial in serials]
+        """The rows of these serials, in the same order, less those whose record cannot be read."""
+        for serial, lease_ms, holder, record in self.connection.execute(_LOAD_BY_SERIAL, (json_array(serials),)):
+            if serial not in self._rows and (job := readable(decode_job, record, serial)) is not None:
+                self._remember(Row(job, stored=True, lease_ms=lease_ms, holder=holder))
+        return [self._rows[serial] for serial in serials if serial in self._rows]
 
     def by_id(self, job_id: str) -> Row | None:
         """The loaded row of that id."""
@@ -206,6 +214,15 @@ class Ledger:
                 "UPDATE counter SET serial = ?, fence = ?, pos = ?, lost_pos = ?",
                 msgspec.structs.astuple(self._counters),
             )
+
+
+def readable(decode: Callable[[bytes], T], data: bytes, serial: int) -> T | None:
+    """What ``data`` holds, or None with a line in the log: one bad record must not stop those beside it."""
+    try:
+        return decode(data)
+    except StoreRefused as error:
+        logger.error("the job with serial %d is passed over: %s", serial, error)
+        return None
 
 
 def json_array(values: Sequence[str] | Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import Due, JobFilter, News
 from callboard.stores.cursors import news_cursor
 from callboard.stores.sqlite_engine import snapshot
-from callboard.stores.sqlite_ledger import json_array
+from callboard.stores.sqlite_ledger import json_array, readable
 
 __all__ = ["Slice", "counts", "events", "get", "news", "next_due", "position", "slice_below"]
 
@@ -30,14 +30,14 @@ _FLOOR_OF_OWNER: Final = (
     "SELECT min(serial) FROM (SELECT serial FROM job WHERE owner = ? AND serial < ? ORDER BY serial DESC LIMIT ?)"
 )
 _MATCHING: Final = (
-    "SELECT record FROM job WHERE {owner} serial < :below AND serial >= :floor"
+    "SELECT serial, record FROM job WHERE {owner} serial < :below AND serial >= :floor"
     " AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))"
     " AND (:name IS NULL OR name = :name) AND (:queue IS NULL OR queue = :queue)"
     " ORDER BY serial DESC LIMIT :limit"
 )
 _PAGE: Final = _MATCHING.format(owner="")
 _PAGE_OF_OWNER: Final = _MATCHING.format(owner="owner = :owner AND")
-_NEWS: Final = "SELECT pos, origin, body FROM event WHERE pos > ? AND origin <> ? ORDER BY pos LIMIT ?"
+_NEWS: Final = "SELECT pos, serial, body FROM event WHERE pos > ? AND origin <> ? ORDER BY pos LIMIT ?"
 
 
 class Slice(Struct, frozen=True):
@@ -64,7 +64,8 @@ def slice_below(connection: sqlite3.Connection, where: JobFilter, *, below: int,
             return Slice([], None)
         statement = _PAGE if where.owner is None else _PAGE_OF_OWNER
         values = _values(where) | {"below": below, "floor": floor, "limit": limit}
-        return Slice([decode_job(record) for (record,) in connection.execute(statement, values)], floor)
+        found = [readable(decode_job, record, serial) for serial, record in connection.execute(statement, values)]
+        return Slice([job for job in found if job is not None], floor)
 
 
 def events(connection: sqlite3.Connection, job_id: str, *, after: int, limit: int) -> list[Event]:
@@ -97,8 +98,10 @@ def news(connection: sqlite3.Connection, seen: int, *, origin: int) -> News:
         newest, lost = connection.execute("SELECT pos, lost_pos FROM counter").fetchone()
         rows = connection.execute(_NEWS, (seen, origin, _MAX_NEWS)).fetchall()
     reached = rows[-1][0] if len(rows) == _MAX_NEWS else newest
-    fresh = tuple(decode_event(body) for _, _, body in rows)
-    return News(cursor=news_cursor(reached), events=fresh, complete=lost <= seen <= newest)
+    events = [readable(decode_event, body, serial) for _, serial, body in rows]
+    fresh = tuple(event for event in events if event is not None)
+    complete = lost <= seen <= newest and len(fresh) == len(rows)
+    return News(cursor=news_cursor(reached), events=fresh, complete=complete)
 
 
 def _values(where: JobFilter) -> dict[str, str | int | None]:

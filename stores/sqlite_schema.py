@@ -25,7 +25,7 @@ CREATE TABLE job (
     status TEXT NOT NULL,
     priority INTEGER NOT NULL,
     due_ms INTEGER,              -- of a Scheduled job that no claim has looked at since it fell due
-    ready INTEGER NOT NULL,      -- 1: a claim may take it
+    ready INTEGER NOT NULL,      -- 1: a claim may take it; 2: set aside, because its record cannot be read
     lease_ms INTEGER,            -- end of the lease of an InProgress job
     holder INTEGER,              -- origin of the connection that claimed it
     key TEXT UNIQUE,
@@ -34,6 +34,7 @@ CREATE TABLE job (
     record BLOB NOT NULL
 );
 CREATE INDEX job_ready ON job (queue, name, priority DESC, serial) WHERE ready = 1;
+CREATE INDEX job_aside ON job (serial) WHERE ready = 2;
 CREATE INDEX job_due ON job (due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX job_lease ON job (lease_ms, serial, holder) WHERE lease_ms IS NOT NULL;
 CREATE INDEX job_ended ON job (completed_ms) WHERE completed_ms IS NOT NULL;

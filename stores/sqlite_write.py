@@ -24,7 +24,7 @@ from callboard.runtime.core.store import (
 )
 from callboard.runtime.core.transition import decide
 from callboard.stores.comparing import check_batch, is_same
-from callboard.stores.sqlite_ledger import Ledger, Row, json_array
+from callboard.stores.sqlite_ledger import Ledger, Row, json_array, readable
 
 __all__ = ["MAX_PROMOTED", "claim", "commit", "extend", "lapse", "promote", "prune"]
 
@@ -39,6 +39,7 @@ _READY: Final = (
     "SELECT -priority, serial FROM job WHERE ready = 1 AND queue = ? AND name = ? ORDER BY priority DESC, serial"
 )
 _REQUESTS: Final = "SELECT serial, body FROM request WHERE serial IN (SELECT value FROM json_each(?))"
+_SET_ASIDE: Final = "UPDATE job SET ready = 2 WHERE serial IN (SELECT value FROM json_each(?))"
 _EXTEND: Final = "UPDATE job SET lease_ms = ? WHERE serial IN (SELECT value FROM json_each(?))"
 _LAPSED: Final = "SELECT serial FROM job WHERE lease_ms <= ? ORDER BY lease_ms, serial LIMIT ?"
 _ORPHANED: Final = (
@@ -70,14 +71,19 @@ def promote(connection: sqlite3.Connection, now_ms: int) -> bool:
 def claim(
     ledger: Ledger, *, pairs: Sequence[tuple[str, str]], limit: int, now_ms: int, lease_ms: int, worker: str
 ) -> list[Claimed]:
-    """Take up to ``limit`` ready jobs of the (queue, name) ``pairs`` until ``lease_ms``."""
-    rows = ledger.load_serials(_choose(ledger.connection, pairs, limit))
+    """Take up to ``limit`` ready jobs of the (queue, name) ``pairs`` until ``lease_ms``; what cannot be read is set aside."""
+    chosen = _choose(ledger.connection, pairs, limit)
+    rows = ledger.load_serials(chosen)
     requests = _requests(ledger.connection, rows)
     claimed = []
     for row in rows:
-        change = decide(row.job, Claim(now_ms=now_ms, worker=worker, fence=ledger.next_fence()))
-        ledger.change(row, change.job, change.events, lease_ms=lease_ms)
-        claimed.append(Claimed(change.job, requests[change.job.serial], change.events))
+        request = requests.get(row.job.serial)
+        if request is not None:
+            change = decide(row.job, Claim(now_ms=now_ms, worker=worker, fence=ledger.next_fence()))
+            ledger.change(row, change.job, change.events, lease_ms=lease_ms)
+            claimed.append(Claimed(change.job, request, change.events))
+    taken = {one.job.serial for one in claimed}
+    _set_aside(ledger.connection, [serial for serial in chosen if serial not in taken])
     ledger.flush()
     return claimed
 
@@ -174,7 +180,17 @@ def _choose(connection: sqlite3.Connection, pairs: Sequence[tuple[str, str]], li
 
 def _requests(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[int, Request]:
     serials = json_array([row.job.serial for row in rows])
-    return {serial: decode_request(body) for serial, body in connection.execute(_REQUESTS, (serials,))}
+    found = {}
+    for serial, body in connection.execute(_REQUESTS, (serials,)):
+        if (request := readable(decode_request, body, serial)) is not None:
+            found[serial] = request
+    return found
+
+
+def _set_aside(connection: sqlite3.Connection, serials: Sequence[int]) -> None:
+    """Let no claim stumble over them again, until someone opens the store anew, who may know how to read them."""
+    if serials:
+        connection.execute(_SET_ASIDE, (json_array(serials),))
 
 
 def _held_job(ledger: Ledger, lease: Held) -> Job | None:

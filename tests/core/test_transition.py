@@ -160,7 +160,9 @@ def test_a_job_is_born_with_one_event_that_holds_the_whole_document(status: Stat
 
 
 @pytest.mark.parametrize(
-    "job", [a_job(P), a_job(C), a_job(F), a_job(X), a_job(Q, due_ms=1), a_job(S, due_ms=None)], ids=repr
+    "job",
+    [a_job(P), a_job(C), a_job(F), a_job(X), a_job(Q, due_ms=1), a_job(S, due_ms=None)],
+    ids=lambda job: job.status,
 )
 def test_a_job_is_born_waiting_and_with_a_due_time_only_if_scheduled(job: Job) -> None:
     with pytest.raises(IllegalTransition, match="cannot begin as"):

@@ -1,0 +1,108 @@
+"""Records that cannot be read (damaged, or of a newer version): they cost themselves, not the jobs beside them."""
+
+import logging
+import sqlite3
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from callboard.runtime.core.errors import StoreRefused
+from callboard.runtime.core.job import Job, Request, Status
+from callboard.runtime.core.store import Committed, JobFilter, Write
+from callboard.runtime.core.transition import accept
+from callboard.stores.sqlite import SqliteStore
+
+
+async def a_store(path: Path, worker: str = "w") -> SqliteStore:
+    store = SqliteStore(path, clock=lambda: 10_000)
+    await store.open(worker=worker, max_events_per_job=100)
+    return store
+
+
+async def submit(store: SqliteStore, *job_ids: str) -> None:
+    job = Job(id="", name="N", status=Status.QUEUED, created_ms=1, updated_ms=1)
+    changes = [accept(replace(job, id=job_id)) for job_id in job_ids]
+    done = await store.commit([Write(job=change.job, events=change.events, request=Request()) for change in changes])
+    assert all(isinstance(outcome, Committed) for outcome in done)
+
+
+def damage(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path)
+    assert connection.execute(statement).rowcount == 1
+    connection.commit()
+    connection.close()
+
+
+async def claimed(store: SqliteStore) -> list[str]:
+    return [one.job.id for one in await store.claim(queues=["default"], names=["N"], limit=10, lease_ms=1000)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE job SET record = 'x' WHERE id = 'a'",
+        "UPDATE job SET record = json_set(record, '$.schema', 99) WHERE id = 'a'",
+        "UPDATE request SET body = 'x' WHERE serial = 1",
+        "DELETE FROM request WHERE serial = 1",
+    ],
+    ids=["record", "newer", "request", "no request"],
+)
+async def test_a_claim_passes_over_what_cannot_be_read(tmp_path: Path, statement: str) -> None:
+    store = await a_store(tmp_path / "a.db")
+    await submit(store, "a", "b")
+    damage(tmp_path / "a.db", statement)
+    assert await claimed(store) == ["b"]
+    assert await claimed(store) == []
+    await store.aclose()
+
+
+async def test_a_job_that_was_set_aside_gets_its_chance_at_the_next_opening(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = await a_store(path)
+    await submit(store, "a")
+    damage(path, "UPDATE job SET record = json_set(record, '$.schema', 99)")
+    assert await claimed(store) == []
+    damage(path, "UPDATE job SET record = json_set(record, '$.schema', 1)")
+    assert await claimed(store) == []
+    await store.aclose()
+    store = await a_store(path)
+    assert await claimed(store) == ["a"]
+    await store.aclose()
+
+
+async def test_reading_it_alone_says_so_and_a_list_goes_on_without_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await a_store(tmp_path / "a.db")
+    await submit(store, "a", "b")
+    damage(tmp_path / "a.db", "UPDATE job SET record = json_set(record, '$.schema', 99) WHERE id = 'a'")
+    with pytest.raises(StoreRefused, match="upgrade callboard"):
+        await store.get(["a"])
+    with caplog.at_level(logging.ERROR):
+        page = await store.list(JobFilter(), cursor=None, limit=10)
+    assert [job.id for job in page.jobs] == ["b"]
+    assert "serial 1 is passed over" in caplog.text
+    await store.aclose()
+
+
+async def test_lapse_takes_back_the_others(tmp_path: Path) -> None:
+    store = await a_store(tmp_path / "a.db")
+    await submit(store, "a", "b")
+    assert await claimed(store) == ["a", "b"]
+    damage(tmp_path / "a.db", "UPDATE job SET record = 'x' WHERE id = 'a'")
+    damage(tmp_path / "a.db", "UPDATE job SET lease_ms = 1 WHERE id = 'b'")
+    assert [one.job.id for one in await store.lapse(limit=10)] == ["b"]
+    await store.aclose()
+
+
+async def test_news_with_an_event_that_cannot_be_read_is_not_complete(tmp_path: Path) -> None:
+    store, other = await a_store(tmp_path / "a.db"), await a_store(tmp_path / "a.db", "other")
+    cursor = (await other.wait_news(None)).cursor
+    await submit(store, "a", "b")
+    damage(tmp_path / "a.db", "UPDATE event SET body = 'x' WHERE pos = 1")
+    news = await other.wait_news(cursor)
+    assert [event.job_id for event in news.events] == ["b"]
+    assert not news.complete
+    await store.aclose()
+    await other.aclose()
