@@ -80,9 +80,9 @@ async def flaky(job: JobContext, body: Body) -> Body:
 
 @board.post("/run/second", name="second")
 async def second(job: JobContext, body: Body) -> Body:
-    """Never end at first; an attempt after that ends at once."""
+    """Only the second attempt, or the one that ``ends_at`` numbers, ends; those before never do."""
     async with noted(job):
-        if job.attempt == 1:
+        if job.attempt < body.get("ends_at", 2):
             await trio.sleep_forever()
         return {"attempt": job.attempt}
 

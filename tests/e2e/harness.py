@@ -445,6 +445,7 @@ class Fold:
         """How often the end was told."""
         self.gaps = 0
         self.frames = 0
+        self.logs: list[str] = []
 
     @property
     def ended(self) -> bool:
@@ -462,6 +463,8 @@ class Fold:
             assert frame["since"] == self.seq, f"the chain breaks at {self.seq}: {frame}"
             assert frame["seq"] == frame["since"] + 1 or (frame["type"] == "progress" and frame["seq"] > frame["since"])
             self.document = {**self.document, **frame["job"]}
+            if frame["type"] == "log":
+                self.logs.append(frame["message"])
         self.seq = frame["seq"]
         assert self.document["seq"] == frame["seq"]
         assert frame["at"] == self.document["lastUpdatedAt"]

@@ -68,21 +68,26 @@ async def test_a_cancel_while_draining(site: Site) -> None:
 
 
 async def test_what_is_not_canceled_is_handed_back_by_the_drain(site: Site) -> None:
-    """The counterpart: without the cancel the same job goes on in the next process, and its lost lease is not counted."""
-    server = await site.start(drain_seconds=1.5, max_lost_leases=0)
+    """The counterpart: without the cancel the same job goes on in the next process. Being handed back counts as no lost lease:
+    a kill after it is the first, and one is allowed.
+    """
+    server = await site.start(drain_seconds=1.5, max_lost_leases=1)
     async with server.http() as http:
-        job_id = (await post(http, "second"))["id"]
-        await until(lambda: bool(site.journal.starts(job_id)), "the job runs")
+        job_id = (await post(http, "second", ends_at=3))["id"]
+        await until(lambda: len(site.journal.starts(job_id)) == 1, "the job runs")
     asked = time.monotonic()
     server.terminate()
     assert await server.ended() == 0
     assert time.monotonic() - asked < 1.5 + 1
     (end,) = site.journal.lines("end", job=job_id)
 
-    again = await site.start(max_lost_leases=0)
-    async with again.http() as http:
+    again = await site.start(max_lost_leases=1)
+    await until(lambda: len(site.journal.starts(job_id)) == 2, "the job runs again")
+    site.kill(again)
+    last = await site.start(max_lost_leases=1)
+    async with last.http() as http:
         job = await until_ended(http, job_id)
-        assert (job["status"], job["attempt"]) == ("Completed", 2)
+        assert (job["status"], job["attempt"]) == ("Completed", 3)
     assert end.at < site.journal.starts(job_id)[1].at
     site.check_output()
 
