@@ -11,7 +11,7 @@ Hypercorn takes as the wish to stop, and which is how the process ends when the 
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, Unpack
 
 import trio
 from hypercorn.utils import LifespanFailureError
@@ -27,6 +27,7 @@ from callboard.web.limits import BodyLimit
 from callboard.web.mapping import Mapping, View
 from callboard.web.metrics import Metrics
 from callboard.web.mounting import mount_jobs, mount_mapping
+from callboard.web.options import HandlerOptions, MappingOptions
 
 __all__ = ["DEFAULT_STORE", "STORE_VARIABLE", "Callboard"]
 
@@ -106,19 +107,19 @@ class Callboard:
 
     # Registering
 
-    def post(self, route: str, *, name: str, **options: Any) -> Callable[[F], F]:
+    def post(self, route: str, *, name: str, **options: Unpack[MappingOptions]) -> Callable[[F], F]:
         """Map a handler to POST ``route``; see ``map`` for the options."""
         return self.map("POST", route, name=name, **options)
 
-    def put(self, route: str, *, name: str, **options: Any) -> Callable[[F], F]:
+    def put(self, route: str, *, name: str, **options: Unpack[MappingOptions]) -> Callable[[F], F]:
         """Map a handler to PUT ``route``; see ``map`` for the options."""
         return self.map("PUT", route, name=name, **options)
 
-    def patch(self, route: str, *, name: str, **options: Any) -> Callable[[F], F]:
+    def patch(self, route: str, *, name: str, **options: Unpack[MappingOptions]) -> Callable[[F], F]:
         """Map a handler to PATCH ``route``; see ``map`` for the options."""
         return self.map("PATCH", route, name=name, **options)
 
-    def delete(self, route: str, *, name: str, **options: Any) -> Callable[[F], F]:
+    def delete(self, route: str, *, name: str, **options: Unpack[MappingOptions]) -> Callable[[F], F]:
         """Map a handler to DELETE ``route``; see ``map`` for the options."""
         return self.map("DELETE", route, name=name, **options)
 
@@ -134,7 +135,7 @@ class Callboard:
         allow_timeout: bool = False,
         allow_priority: bool = False,
         decorators: Sequence[Callable[[View], View]] = (),
-        **options: Any,
+        **options: Unpack[HandlerOptions],
     ) -> Callable[[F], F]:
         """Map a handler to ``route``, in the app's own route syntax. Returns a decorator that gives the function back.
 
@@ -164,7 +165,7 @@ class Callboard:
 
         return register
 
-    def handler(self, name: str, **options: Any) -> Callable[[F], F]:
+    def handler(self, name: str, **options: Unpack[HandlerOptions]) -> Callable[[F], F]:
         """Register a handler without a route. Options: ``queue, max_retries, timeout_seconds, max_lost_leases, priority, retry_on,
         no_retry_on, location``. Raises HandlerError, at once, for a name that is taken or a signature that does not fit.
         """
