@@ -148,7 +148,7 @@ def test_the_table_of_job_has_everything_that_a_handler_sees() -> None:
     table = rows(DOCS / "embedding.md", "| name | meaning |")
     shown = {name for cells in table for name in names_in(cells[0])}
     job = Job(id="j", name="N", status=Status.IN_PROGRESS, created_ms=0, updated_ms=0)
-    context = JobContext(job, Request(), Reports(lambda: None))
+    context = JobContext(job, Request(), Reports(lambda: None), lambda: False)
     assert shown == {name for name in dir(context) if not name.startswith("_")}
 
 

@@ -55,8 +55,12 @@ class VirtualRuntime:
 
     async def drain(self) -> list[Job]:
         """Let (virtual) time pass until every job has ended; all jobs, oldest first."""
-        while any(count for (_, status), count in (await self.runtime.counts()).items() if status in LIVE):
-            await self._happened.wait()
+        while True:
+            # Taken before the look, so that an end in between is not missed.
+            happened = self._happened
+            if not any(count for (_, status), count in (await self.runtime.counts()).items() if status in LIVE):
+                break
+            await happened.wait()
         jobs: list[Job] = []
         cursor = None
         while True:
