@@ -33,7 +33,9 @@ logger: Final = logging.getLogger("callboard.serve")
 GRACEFUL_SECONDS: Final = 1.0
 """What requests that still run get once the drain is over."""
 MARGIN_SECONDS: Final = 1.0
-"""How long after the last deadline the watchdog ends the process."""
+"""How long after requests should have ended the watchdog ends the process."""
+LEAST_SECONDS: Final = 2.0
+"""A shorter drain time than this is for the jobs only: the server itself still gets so long to stop."""
 PING_SECONDS: Final = 20.0
 """Interval of websocket pings. Source: the wire contract."""
 
@@ -140,14 +142,15 @@ async def _stop_on_signal(signals: AsyncIterator[int], board: Callboard, stop: t
                 logger.critical("second signal: stopping at once")
                 _exit(128 + number)
             logger.warning("signal %s: draining for up to %g s", number, board.config.drain_seconds)
-            watchdog.arm(board.config.drain_seconds + MARGIN_SECONDS, 0)
-            nursery.start_soon(_drain, board, stop, watchdog)
+            ends = trio.current_time() + max(board.config.drain_seconds, LEAST_SECONDS)
+            watchdog.arm(ends - trio.current_time(), 0)
+            nursery.start_soon(_drain, board, stop, watchdog, ends)
 
 
-async def _drain(board: Callboard, stop: trio.Event, watchdog: Watchdog) -> None:
+async def _drain(board: Callboard, stop: trio.Event, watchdog: Watchdog, ends: float) -> None:
     await board.drain()
     stop.set()
-    watchdog.arm(GRACEFUL_SECONDS + MARGIN_SECONDS, 0)
+    watchdog.arm(min(GRACEFUL_SECONDS + MARGIN_SECONDS, ends - trio.current_time()), 0)
     await trio.sleep_forever()
 
 
