@@ -101,10 +101,10 @@ class World:
             except (StoreUnavailable, ShuttingDown, QueueFull):
                 self.seen["refused"] += 1
                 await trio.sleep(self.source.uniform(0, 5))
-        while not self.calm.is_set() and self.source.random() < 0.5:
+        while not self.calm.is_set() and self.source.random() < 0.7:
             await trio.sleep(self.source.expovariate(1 / 10))
             try:
-                verb = self.source.choice(["cancel", "cancel", "retry", "wait"])
+                verb = self.source.choice(["cancel", "cancel", "retry", "retry", "wait"])
                 if verb == "wait":
                     await self.anyone().wait(job_id, timeout_seconds=self.source.uniform(0, 20))
                 else:
@@ -144,6 +144,7 @@ class World:
             assert statuses.count("InProgress") >= job.attempt
             assert self.census.runs[job_id] <= job.attempt
             self.seen[job.status.value] += 1
+        await trio.sleep(1)
         self.over.set()
 
 
