@@ -4,9 +4,11 @@ Settings come from the environment: ``E2E_CONFIG`` (JSON for ``Config``) and ``E
 is one write in append mode, so that lines of several processes neither mix nor get lost with a killed one).
 """
 
+import ctypes
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +21,10 @@ from callboard.runtime import Config, JobContext, JobFailed, Retry
 from callboard.web import Callboard
 
 __all__ = ["app", "board"]
+
+if sys.platform == "linux":
+    # Should the test run itself be killed, its servers go with it. 1 is PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 JOURNAL = os.open(os.environ["E2E_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
