@@ -81,7 +81,7 @@ class World:
     async def faults(self) -> None:
         """Cuts a store off, wholly or in part, before or after its calls take effect."""
         while not self.calm.is_set():
-            await trio.sleep(self.source.expovariate(1 / 15))
+            await trio.sleep(self.source.expovariate(1 / 40))
             if self.alive and not self.calm.is_set():
                 _, store = self.source.choice(list(self.alive.values()))
                 verbs = self.source.choice([(), WRITES, ("commit",), ("claim",), ("extend",), ("get",), ("wait_news",)])
