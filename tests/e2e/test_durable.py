@@ -14,6 +14,7 @@ from tests.e2e.harness import (
     Site,
     all_jobs,
     check_file,
+    check_records,
     document,
     post,
     until,
@@ -57,12 +58,13 @@ async def test_kill_9_at_random_moments(site: Site, tmp_path: Path, kills: int) 
                 await trio.sleep(source.uniform(0.2, 0.8))
             else:
                 await server.listening()
-                load.server = server
+                load.servers = [server]
                 await trio.sleep(source.uniform(0.05, 0.8))
-            load.server = None
+            load.servers = []
             site.kill(server)
             check_file(site.database, tmp_path)
-        load.server = server = await site.start(**PATIENT)
+        server = await site.start(**PATIENT)
+        load.servers = [server]
         load.stopping = True
 
     async with server.http() as http:
@@ -81,6 +83,34 @@ async def test_kill_9_at_random_moments(site: Site, tmp_path: Path, kills: int) 
     site.check_output()
 
 
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.soak)])
+async def test_kill_9_of_either_of_two_servers(site: Site, kills: int) -> None:
+    """The other goes on, and takes over what the dead one ran while the clients still ask both."""
+    source = random.Random(4)
+    load = Load()
+    async with trio.open_nursery() as nursery:
+        load.servers = [await site.start(**PATIENT), await site.start(**PATIENT)]
+        for _ in range(CLIENTS):
+            nursery.start_soon(submit_and_cancel, load, random.Random(source.random()))
+        for _ in range(kills):
+            await trio.sleep(source.uniform(0.2, 0.8))
+            site.kill(load.servers.pop(source.randrange(2)))
+            load.servers.append(await site.start(**PATIENT))
+            check_records(site.database)
+        load.stopping = True
+
+    async with load.servers[0].http() as http, load.servers[1].http() as other:
+        await until_idle(http)
+        jobs = await all_jobs(http)
+        assert jobs == await all_jobs(other)
+        for job_id, (kind, body) in load.accepted.items():
+            check_end(jobs[job_id], kind, body)
+    assert sum(job["attempt"] > 1 for job in jobs.values()) >= kills, "the kills hit nothing that ran"
+    site.journal.check_no_overlap(site.killed)
+    check_records(site.database)
+    site.check_output()
+
+
 async def test_sigterm_in_mid_load(site: Site, tmp_path: Path) -> None:
     """Orderly restarts cost nothing at all: with ``max_lost_leases=0`` one lost lease would end a job as Failed."""
     source = random.Random(8)
@@ -89,13 +119,15 @@ async def test_sigterm_in_mid_load(site: Site, tmp_path: Path) -> None:
         for _ in range(CLIENTS):
             nursery.start_soon(submit_and_cancel, load, random.Random(source.random()))
         for _ in range(5):
-            load.server = server = await site.start(max_lost_leases=0, drain_seconds=5, retry_base_seconds=0.05)
+            server = await site.start(max_lost_leases=0, drain_seconds=5, retry_base_seconds=0.05)
+            load.servers = [server]
             await trio.sleep(source.uniform(0.3, 1))
             server.terminate()
             # The clients go on asking the server that drains, and then none.
             assert await server.ended(seconds=6) == 0
             check_file(site.database, tmp_path)
-        load.server = server = await site.start(max_lost_leases=0)
+        server = await site.start(max_lost_leases=0)
+        load.servers = [server]
         load.stopping = True
 
     async with server.http() as http:

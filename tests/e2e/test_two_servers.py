@@ -142,9 +142,11 @@ async def test_events_cross_the_processes_quickly(site: Site) -> None:
     assert sorted(late)[len(late) // 2] < 0.3, late
 
 
-async def test_a_cancel_crosses_the_processes(site: Site) -> None:
-    """Canceled appears only after all three levels of the handler's tasks have cleaned up."""
-    asking, running = await site.start(max_concurrent_jobs=5), await site.start(max_concurrent_jobs=5)
+@pytest.mark.parametrize("asked_at", ["the owner", "the other"])
+async def test_canceled_means_stopped(site: Site, asked_at: str) -> None:
+    """Canceled appears only after all three levels of the handler's tasks have cleaned up, whichever server was asked."""
+    other_server, running = await site.start(max_concurrent_jobs=5), await site.start(max_concurrent_jobs=5)
+    asking = running if asked_at == "the owner" else other_server
     async with asking.http() as http, running.http() as other:
         job_id = await run_on(site, running, other, "tree", cleanup=0.4)
         await until(lambda: len(site.journal.lines("level 3 runs", job=job_id)) == 1, "the handler is all there")
