@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 from msgspec import Struct
+from msgspec.structs import replace
 
 from callboard.runtime.attempt import Attempt, Failed, Outcome, Reason, Returned, Stopped
 from callboard.runtime.context import Reports
@@ -337,10 +338,7 @@ class Supervisor:
     async def _cancel(self) -> Job:
         """Written down first; then it reaches the attempt's scope. Tried until the store takes it: a cancel is not lost."""
         command = Cancel(now_ms=self._now())
-        job = await self._persist(lambda: self._apply(command))
-        if job.cancel_requested:
-            self._stop_attempt("cancel")
-        return job
+        return await self._persist(lambda: self._apply(command))
 
     async def _retry(self) -> Job:
         return await self._apply(Retry(now_ms=self._now()), bounded=True)
@@ -389,24 +387,42 @@ class Supervisor:
             change = _decide_all(before, steps)
             after = change.job
             if not change.events:
-                return after
-            outcome = await self._home.store.commit(self._write(before, change, bounded))
-            match outcome:
+                return self._noted(after)
+            write = self._write(before, steps, change, bounded=bounded, fenced=fenced)
+            match await self._home.store.commit(write):
                 case Committed(job):
-                    self._job = job
-                    return job
+                    return self._noted(job)
                 case Full(size):
                     raise QueueFull(f"the queue {before.queue!r} holds {size} jobs, as many as it may")
                 case Conflict(current):
                     if current == after:
                         # An earlier try of this very write took effect although the store could not say so.
-                        self._job = current
-                        return current
+                        return self._noted(current)
                     self._adopt(current)
 
-    def _write(self, before: Job, change: Change, bounded: bool) -> Write:
+    def _write(self, before: Job, steps: tuple[Command, ...], change: Change, *, bounded: bool, fenced: bool) -> Write:
+        fence = self.fence
+
+        def again(current: Job) -> Write | None:
+            # A record that is this very change already comes from an earlier try whose answer was lost.
+            if current == change.job or (fenced and current.fence != fence):
+                return None
+            try:
+                other = _decide_all(current, steps)
+            except IllegalTransition:
+                return None
+            return replace(write, job=other.job, events=other.events, expected=current) if other.events else None
+
         limit = self._home.config.max_queue_size if bounded else None
-        return Write(job=change.job, events=change.events, expected=before, max_queue_size=limit)
+        write = Write(job=change.job, events=change.events, expected=before, again=again, max_queue_size=limit)
+        return write
+
+    def _noted(self, job: Job) -> Job:
+        """This is the record now; a cancel in it, whoever asked, reaches the attempt."""
+        self._job = job
+        if job.cancel_requested:
+            self._stop_attempt("cancel")
+        return job
 
     def _held(self) -> Job:
         """The record that the attempt was claimed with, or a newer one of the same claim."""
@@ -427,9 +443,7 @@ class Supervisor:
         if current is None:
             self._job = None
             raise JobNotFound(f"there is no job {self.job_id}")
-        self._job = current
-        if self.attempt is not None and current.cancel_requested:
-            self.attempt.stop("cancel")
+        self._noted(current)
 
     async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
         while True:

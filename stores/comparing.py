@@ -5,12 +5,22 @@ from collections.abc import Sequence
 from callboard.runtime.core.job import Job
 from callboard.runtime.core.store import Delete, Write
 
-__all__ = ["check_batch", "is_same"]
+__all__ = ["check_batch", "fitting", "is_same"]
 
 
 def is_same(stored: Job, expected: Job) -> bool:
     """Whether a write decided from ``expected`` may replace ``stored`` (promise 3)."""
     return (stored.serial, stored.seq, stored.fence) == (expected.serial, expected.seq, expected.fence)
+
+
+def fitting(item: Write, stored: Job) -> Write | None:
+    """``item``, or what it gives in its stead, if that may replace ``stored`` (promise 3)."""
+    if item.expected is not None and is_same(stored, item.expected):
+        return item
+    if item.again is None or (other := item.again(stored)) is None:
+        return None
+    check_batch([other])
+    return other if other.expected is not None and is_same(stored, other.expected) else None
 
 
 def check_batch(batch: Sequence[Write | Delete]) -> None:

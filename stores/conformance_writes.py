@@ -182,6 +182,50 @@ async def promise_03_the_other_connection_loses_the_race(bench: Bench) -> None:
 
 
 @check
+async def promise_03_again_is_asked_with_the_stored_record(bench: Bench) -> None:
+    """A writer that was overtaken writes what it decides from the newer record, whole, in the same commit."""
+    here, there = await bench.connect("here"), await bench.connect("there")
+    await submit(here, 1)
+    (claimed,) = await claim(here, bench)
+    newer = await apply(there, claimed.job, progress(50))
+    asked: list[Job] = []
+
+    def again(stored: Job) -> Write:
+        asked.append(stored)
+        return after(stored, cancel())
+
+    (outcome,) = await here.commit([replace(after(claimed.job, cancel()), again=again)])
+    equal(asked, [newer])
+    equal(committed(outcome).job, after(newer, cancel()).job)
+    equal(await one(there, newer.id), committed(outcome).job)
+    seqs = [event.seq for event in await there.events(newer.id, after=0, limit=10)]
+    equal(seqs, list(range(1, newer.seq + 2)))
+
+
+@check
+async def promise_03_again_is_not_asked_without_need_and_may_refuse(bench: Bench) -> None:
+    store = await bench.connect()
+    (first,) = await submit(store, 1)
+    asked: list[Job] = []
+
+    def refuse(stored: Job) -> None:
+        asked.append(stored)
+
+    write = replace(after(first, cancel()), again=refuse)
+    canceled = committed((await store.commit([write]))[0]).job
+    equal(asked, [])
+    equal(list(await store.commit([write])), [Conflict(canceled)])
+    equal(asked, [canceled])
+    # What it gives in its stead is compared too.
+    stale = replace(write, again=lambda stored: write)
+    equal(list(await store.commit([stale])), [Conflict(canceled)])
+    ghost = replace(birth(2).job, serial=99)
+    equal(list(await store.commit([replace(after(ghost, cancel()), again=refuse)])), [Conflict(None)])
+    equal(asked, [canceled])
+    equal(len(await store.events(first.id, after=0, limit=10)), 2)
+
+
+@check
 async def promise_04_one_id(bench: Bench) -> None:
     here, there = await bench.connect("here"), await bench.connect("there")
     first, second = await here.commit([birth(1), birth(1, name="other")])

@@ -38,7 +38,7 @@ from callboard.runtime.core.store import (
     Write,
 )
 from callboard.runtime.core.transition import decide
-from callboard.stores.comparing import check_batch, is_same
+from callboard.stores.comparing import check_batch, fitting, is_same
 from callboard.stores.cursors import news_cursor, page_cursor, read_news_cursor, read_page_cursor
 from callboard.stores.lazyheap import LazyHeap
 
@@ -326,12 +326,12 @@ class MemoryStore:
 
     def _update(self, item: Write, expected: Job) -> Outcome:
         record = self._shared.find(expected.id)
-        if record is None or not is_same(record.job, expected):
+        if record is None or (fits := fitting(item, record.job)) is None:
             return Conflict(None if record is None else record.job)
-        joins = item.job.status in WAITING and record.job.status not in WAITING
-        if (full := self._full(item, joins=joins)) is not None:
+        joins = fits.job.status in WAITING and record.job.status not in WAITING
+        if (full := self._full(fits, joins=joins)) is not None:
             return full
-        return self._write(record, item.job, item.events)
+        return self._write(record, fits.job, fits.events)
 
     def _delete(self, item: Delete) -> Outcome:
         record = self._shared.find(item.expected.id)

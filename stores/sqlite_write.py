@@ -23,7 +23,7 @@ from callboard.runtime.core.store import (
     Write,
 )
 from callboard.runtime.core.transition import decide
-from callboard.stores.comparing import check_batch, is_same
+from callboard.stores.comparing import check_batch, fitting, is_same
 from callboard.stores.sqlite_ledger import Ledger, Row, json_array, readable
 
 __all__ = ["MAX_PROMOTED", "claim", "commit", "extend", "lapse", "promote", "prune"]
@@ -146,13 +146,13 @@ def _insert(ledger: Ledger, item: Write) -> Outcome:
 
 def _update(ledger: Ledger, item: Write, expected: Job) -> Outcome:
     row = ledger.by_id(expected.id)
-    if row is None or not is_same(row.job, expected):
+    if row is None or (fits := fitting(item, row.job)) is None:
         return Conflict(None if row is None else row.job)
-    joins = item.job.status in WAITING and row.job.status not in WAITING
-    if joins and (full := _full(ledger, item)) is not None:
+    joins = fits.job.status in WAITING and row.job.status not in WAITING
+    if joins and (full := _full(ledger, fits)) is not None:
         return full
-    ledger.change(row, item.job, item.events)
-    return Committed(item.job, item.events)
+    ledger.change(row, fits.job, fits.events)
+    return Committed(fits.job, fits.events)
 
 
 def _delete(ledger: Ledger, item: Delete) -> Outcome:

@@ -7,7 +7,9 @@ task. Numbered promises, each held by ``callboard.stores.conformance``:
     promises. When it raises StoreUnavailable, whether it took effect is unknown; nothing is ever half done.
 2.  *In order, one by one.* The items of a batch take effect as if each were made alone, one after another; one that is refused
     leaves the others unharmed.
-3.  *Compare and set.* A write whose ``expected`` record is not the stored one in ``(serial, seq, fence)`` is a Conflict.
+3.  *Compare and set.* A write whose ``expected`` record is not the stored one in ``(serial, seq, fence)`` is a Conflict, unless its
+    ``again``, asked with the stored record, gives the write to make in its stead. So one who is overtaken time and again still
+    gets his turn: a store that can asks and writes in one step, any other a bounded number of times.
 4.  *One id, one key.* While a record lives, no second job gets its id or its ``key``: Duplicate, with the job that has it.
 5.  *Bounded.* A write with ``max_queue_size`` that would put one more job among the waiting ones (Queued, Scheduled) of a queue
     that already holds so many is refused as Full.
@@ -64,6 +66,8 @@ class Write(Struct, frozen=True, kw_only=True):
     expected: Job | None = None
     """The record it was decided from; None for a new job, which comes with its ``request``."""
     request: Request | None = None
+    again: "Callable[[Job], Write | None] | None" = None
+    """Pure: what to write where another record than ``expected`` is stored, decided from that one; None for a Conflict."""
     max_queue_size: int | None = None
     """Refuse as Full when the job would join a queue that already holds so many waiting jobs; None: never refuse."""
 
