@@ -89,7 +89,11 @@ async def second(job: JobContext, body: Body) -> Body:
     """Only the second attempt, or the one that ``ends_at`` numbers, ends; those before never do."""
     async with noted(job):
         if job.attempt < body.get("ends_at", 2):
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(body.get("cleanup", 0))
         return {"attempt": job.attempt}
 
 
