@@ -184,6 +184,32 @@ async def test_reread_of_a_job_that_had_ended_ends(autojump_clock: MockClock) ->
             assert told[-1].seq == ended.seq
 
 
+async def test_end_whose_answer_was_lost_reaches_those_who_wait_here(autojump_clock: MockClock) -> None:
+    """The last commit took effect although the store could not say so: nothing comes after it that would show the hole."""
+    store = FaultyStore()
+    async with opened(store, working(Census(), 5)) as runtime:
+        job = await runtime.submit("work")
+        await trio.sleep(1)
+        ends: list[float] = []
+
+        async def watch() -> None:
+            assert folded(await follow(runtime, job.id)) == shown(await runtime.get(job.id))
+            ends.append(trio.current_time())
+
+        async def wait() -> None:
+            assert (await runtime.wait(job.id)).status == "Completed"
+            ends.append(trio.current_time())
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
+                nursery.start_soon(wait)
+                await trio.sleep(3.5)
+                store.fail("commit", seconds=2, after=True)
+        assert len(ends) == 2
+        assert max(ends) <= 8
+
+
 async def test_dead_holder_is_noticed_at_once(autojump_clock: MockClock) -> None:
     """The driver knows that a holder is dead (its file lock is gone): its jobs go on at once, not at the next poll."""
     died = trio.Event()
