@@ -18,7 +18,7 @@ from hypercorn.utils import LifespanFailureError
 from quart_trio import QuartTrio
 
 from callboard.runtime import Config, Handlers, Runtime, ShuttingDown, open_runtime
-from callboard.runtime.core.errors import ConfigError
+from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
 from callboard.runtime.handlers import make_handler
 from callboard.stores.opening import open_store
@@ -46,6 +46,7 @@ class _Life:
 
     def __init__(self) -> None:
         self.runtime: Runtime | None = None
+        self.refused: CallboardError | None = None
         self.fatal = trio.Event()
         self.closing = trio.Event()
         self.finished = trio.Event()
@@ -79,10 +80,11 @@ class Callboard:
         self.metrics = Metrics()
         self.mappings: list[Mapping] = []
         self.has_launcher = False
-        """Set by ``serve``: someone watches ``wait_fatal`` and stops the server."""
+        """Set by ``serve``: someone watches ``wait_started`` and ``wait_fatal`` and stops the server."""
         self._store = store
         self._app: QuartTrio | None = None
         self._life: _Life | None = None
+        self._settled = trio.Event()
         if app is not None:
             self.init_app(app)
 
@@ -197,6 +199,12 @@ class Callboard:
         """Whether the runtime ended by a bug of its own."""
         return self._life is not None and self._life.fatal.is_set()
 
+    async def wait_started(self) -> None:
+        """Return when the app's runtime runs. Raises what refused it: StoreRefused, StoreUnavailable, ConfigError."""
+        await self._settled.wait()
+        if self._life is not None and self._life.refused is not None:
+            raise self._life.refused
+
     async def wait_fatal(self) -> None:
         """Return when the runtime has died. Only while the app runs."""
         if self._life is None:
@@ -215,8 +223,10 @@ class Callboard:
         self._allow_time_to_drain(app)
         life = self._life = _Life()
         await app.nursery.start(self._supervise, app, life)
+        self._settled.set()
 
     async def _stop(self) -> None:
+        self._settled = trio.Event()
         if self._life is not None:
             self._life.closing.set()
             await self._life.finished.wait()
@@ -231,7 +241,12 @@ class Callboard:
                 await life.closing.wait()
         except Exception as error:
             if life.runtime is None:
-                raise
+                if not self.has_launcher or not isinstance(error, CallboardError):
+                    raise
+                # The launcher says it in one line and ends; raised from here, Quart would add a traceback.
+                life.refused = error
+                task_status.started()
+                return
             logger.critical("callboard's runtime has died: the server stops", exc_info=error)
             life.fatal.set()
         finally:

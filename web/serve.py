@@ -22,7 +22,7 @@ from hypercorn.trio import serve as hypercorn_serve
 from hypercorn.utils import LifespanFailureError
 from quart_trio import QuartTrio
 
-from callboard.runtime.core.errors import ConfigError
+from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
 from callboard.web.board import Callboard
 
@@ -83,12 +83,13 @@ async def serve(
             stop = trio.Event()
             start = partial(hypercorn_serve, app, _hypercorn_config(bind), shutdown_trigger=stop.wait)
             urls = await nursery.start(_until_served, start, nursery.cancel_scope)
+            await board.wait_started()
             for url in urls:
                 print(f"callboard: serving on {url}", flush=True)
             task_status.started(urls)
             nursery.start_soon(_stop_on_signal, signals, board, stop, watchdog)
             nursery.start_soon(_stop_on_death, board, stop, watchdog)
-    except* (LifespanFailureError, OSError) as group:
+    except* (CallboardError, LifespanFailureError, OSError) as group:
         logger.error("callboard cannot serve: %s", _first(group))
         failed = True
     finally:

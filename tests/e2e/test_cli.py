@@ -108,6 +108,8 @@ def test_a_store_that_must_not_be_used(app_file: Path) -> None:
     ended = run("serve", "shop:app", "--bind", "127.0.0.1:0", "--store", "sqlite:///foreign.db", folder=app_file.parent)
     assert ended.returncode == 1
     assert "foreign.db" in ended.stderr.splitlines()[-2]
+    assert "Traceback" not in ended.stderr
+    assert "serving on" not in ended.stdout
     assert (app_file.parent / "foreign.db").read_text().startswith("this is no database")
 
 
