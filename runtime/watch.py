@@ -6,7 +6,7 @@ reaches back does the follower get a snapshot marked as a gap.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
@@ -118,7 +118,7 @@ class Watch(AsyncIterator[Snapshot | Event]):
         elif job.serial != self._serial:
             self._serial = job.serial
             self._push_snapshot(job, gap=True)
-        elif events and events[0].since <= self._seq:
+        elif _is_chain(events, self._seq):
             for event in events:
                 self._push(event)
             # Whether the newest event was read is known only by the record that was read before.
@@ -142,6 +142,15 @@ class Watch(AsyncIterator[Snapshot | Event]):
     @staticmethod
     def _ended(item: Snapshot | Event) -> bool:
         return isinstance(item, Event) and item.is_terminal
+
+
+def _is_chain(events: Sequence[Event], seq: int) -> bool:
+    """Whether there are events and they go on from ``seq`` without a hole: the oldest of a long history are not kept."""
+    for event in events:
+        if event.since > seq:
+            return False
+        seq = event.seq
+    return bool(events)
 
 
 @asynccontextmanager

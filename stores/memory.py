@@ -44,7 +44,7 @@ from callboard.stores.lazyheap import LazyHeap
 
 __all__ = ["MemoryDatabase", "MemoryStore", "system_clock"]
 
-_FEED_EVENTS: Final = 10_000
+_FEED_EVENTS: Final = 1000
 """So many of the newest events are kept for other connections' ``wait_news``."""
 
 
