@@ -54,9 +54,9 @@ class World:
                 fate = self.source.random()
                 if fate < 0.1:
                     raise ValueError
-                if fate < 0.15:
+                if fate < 0.3:
                     raise JobFailed("NO", "not today")
-                if fate < 0.2:
+                if fate < 0.4:
                     raise Retry(after_seconds=self.source.uniform(0, 10))
                 return job.attempt
 
@@ -144,7 +144,7 @@ class World:
             assert statuses.count("InProgress") >= job.attempt
             assert self.census.runs[job_id] <= job.attempt
             self.seen[job.status.value] += 1
-        await trio.sleep(1)
+        await trio.sleep(15)  # a heartbeat, and a last try of a write whose answer was lost
         self.over.set()
 
 
