@@ -1,12 +1,13 @@
 """What can be set, with its defaults and its limits. A wrong value is refused at once, with a message that says what to do."""
 
-import math
-
 from msgspec import Struct
 
 from callboard.runtime.core.errors import ConfigError
 
-__all__ = ["Config"]
+__all__ = ["MAX_SECONDS", "Config"]
+
+MAX_SECONDS = 1e9
+"""Thirty years: longer is a unit mixed up, or infinity, which has no milliseconds."""
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -68,9 +69,9 @@ class Config(Struct, frozen=True, kw_only=True):
             if value is None and may_be_none:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not _fits(value, above):
-                bound = "0 or more" if above is None else f"more than {above}"
+                bound = f"{'0 or more' if above is None else f'more than {above}'} and at most {MAX_SECONDS:g}"
                 none = ", or None" if may_be_none else ""
-                raise ConfigError(f"{name} is {value!r}: give seconds as a finite number, {bound}{none}")
+                raise ConfigError(f"{name} is {value!r}: give seconds, {bound}{none}")
         for name in ("unstored_headers", "redact_query"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(item, str) for item in value):
@@ -83,7 +84,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
 
 def _fits(value: float, above: float | None) -> bool:
-    return math.isfinite(value) and (value >= 0 if above is None else value > above)
+    return (value >= 0 if above is None else value > above) and value <= MAX_SECONDS
 
 
 _INTEGERS = {

@@ -115,7 +115,7 @@ class _Context:
         self.deadline: datetime | None = None
         """When this attempt's time is over; None without a timeout."""
         if job.timeout_seconds is not None and job.started_ms is not None:
-            self.deadline = _moment(job.started_ms / 1000 + job.timeout_seconds)
+            self.deadline = datetime.fromtimestamp(job.started_ms / 1000 + job.timeout_seconds, UTC)
 
     def log(self, level: str, message: str) -> None:
         """Write a line into the job's event stream. ``level`` is debug, info, warning, error or critical.
@@ -184,13 +184,6 @@ def _progress(percent: float | None, message: str | None, data: Any) -> Progress
     if memoryview(encoded).nbytes > MAX_DATA_BYTES:
         raise ValueError(f"data has {memoryview(encoded).nbytes} bytes as JSON: give at most {MAX_DATA_BYTES}")
     return Progress(percent=percent, message=None if message is None else storable(message[:MAX_TEXT]), data=encoded)
-
-
-def _moment(at_seconds: float) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(at_seconds, UTC)
-    except (OverflowError, ValueError, OSError):
-        return None  # beyond the year 9999: as good as never
 
 
 def _typed(kind: str, value: str | int | float) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime.config import MAX_SECONDS
 from callboard.runtime.core.errors import HandlerError
 from callboard.runtime.core.job import MAX_PRIORITY, Job
 from callboard.runtime.payload import is_pydantic
@@ -182,9 +183,11 @@ def _check_options(handler: Handler, where: str) -> None:
             raise HandlerError(f"{where}: {option} is {value!r}: give a whole number, 0 or more")
     seconds = handler.timeout_seconds
     if seconds is not None and (
-        not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < float("inf")
+        not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds <= MAX_SECONDS
     ):
-        raise HandlerError(f"{where}: timeout_seconds is {seconds!r}: give seconds as a finite number, more than 0")
+        raise HandlerError(
+            f"{where}: timeout_seconds is {seconds!r}: give seconds, more than 0 and at most {MAX_SECONDS:g}"
+        )
     if not isinstance(handler.queue, str) or not handler.queue or len(handler.queue) > 200:
         raise HandlerError(f"{where}: queue is {handler.queue!r}: give a text of 1 to 200 characters")
     for option in ("retry_on", "no_retry_on"):

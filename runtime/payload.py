@@ -15,6 +15,7 @@ from callboard.runtime.core.errors import FieldError, InvalidPayload, InvalidReq
 __all__ = ["decode", "encode", "is_pydantic", "storable"]
 
 _encoder = msgspec.json.Encoder()
+_syntax = msgspec.json.Decoder(Raw)
 _PATH: Final = re.compile(r"^(?P<text>.*?)(?: - at `(?P<where>key in )?(?P<path>\$.*)`)?$", re.DOTALL)
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
@@ -46,8 +47,11 @@ def encode(value: Any) -> Raw:
         text: str = dump(by_alias=True)
         return Raw(text.encode())
     try:
-        return Raw(_encoder.encode(value))
-    except (msgspec.EncodeError, RecursionError, OverflowError, UnicodeEncodeError) as error:
+        encoded = _encoder.encode(value)
+        # A Raw somewhere in the value is passed on as it is; text that is no JSON would spoil the record that it is put into.
+        _syntax.decode(encoded)
+        return Raw(encoded)
+    except (msgspec.MsgspecError, RecursionError, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(str(error)) from error
 
 

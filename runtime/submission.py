@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from callboard.runtime.config import Config
+from callboard.runtime.config import MAX_SECONDS, Config
 from callboard.runtime.core.errors import InvalidRequest
 from callboard.runtime.core.job import MAX_PRIORITY, Job, Request, Status
 from callboard.runtime.handlers import Handler
@@ -56,8 +56,10 @@ def new_job(submission: Submission, handler: Handler, config: Config, *, job_id:
         raise InvalidRequest(f"the priority is {priority}: give a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
     timeout = config.timeout_seconds if handler.timeout_seconds is None else handler.timeout_seconds
     if submission.timeout_seconds is not None:
-        if not 0 < submission.timeout_seconds < float("inf"):
-            raise InvalidRequest(f"the timeout is {submission.timeout_seconds}: give seconds, more than 0")
+        if not 0 < submission.timeout_seconds <= MAX_SECONDS:
+            raise InvalidRequest(
+                f"the timeout is {submission.timeout_seconds}: give seconds, more than 0 and at most {MAX_SECONDS:g}"
+            )
         timeout = submission.timeout_seconds if timeout is None else min(timeout, submission.timeout_seconds)
     if submission.max_retries is not None and not 0 <= submission.max_retries <= MAX_RETRIES:
         raise InvalidRequest(f"max_retries is {submission.max_retries}: give a whole number from 0 to {MAX_RETRIES}")

@@ -1,5 +1,6 @@
 """Settings: the defaults that are promised, and a refusal for every value that cannot work."""
 
+import re
 from typing import Any
 
 import pytest
@@ -59,11 +60,11 @@ def test_whole_numbers(name: str, least: int) -> None:
 )
 def test_seconds(name: str, above: bool, optional: bool) -> None:
     make(name, 0.5)
-    wrongs: list[Any] = [-1, float("nan"), float("inf"), "5", True]
+    wrongs: list[Any] = [-1, float("nan"), float("inf"), 1e10, "5", True]
     (wrongs.append(0) if above else make(name, 0))
     make(name, None) if optional else wrongs.append(None)
     for wrong in wrongs:
-        with pytest.raises(ConfigError, match=f"{name} is {wrong!r}: give seconds as a finite number") as caught:
+        with pytest.raises(ConfigError, match=f"{name} is {re.escape(repr(wrong))}: give seconds, ") as caught:
             make(name, wrong)
         assert str(caught.value).endswith(", or None") is optional
         assert ("more than 0" in str(caught.value)) is above

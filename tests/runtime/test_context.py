@@ -59,13 +59,12 @@ def test_params() -> None:
     assert exact.getlist("a") == ["1", "3"]
 
 
-@pytest.mark.parametrize("timeout_seconds", [None, 1e15, 1e300])
-async def test_no_deadline(autojump_clock: MockClock, timeout_seconds: float | None) -> None:
+async def test_no_deadline(autojump_clock: MockClock) -> None:
     @handler()
     async def work(job: JobContext) -> str:
         return str(job.deadline)
 
-    async with opened(None, work, config=Config(timeout_seconds=timeout_seconds)) as runtime:
+    async with opened(None, work, config=Config(timeout_seconds=None)) as runtime:
         ended = await runtime.wait((await runtime.submit("work")).id)
     assert bytes(ended.result) == b'"None"'
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from msgspec import Raw
 from tests.runtime.kit import FaultyStore, handler, opened
 from trio.testing import MockClock
 
@@ -269,7 +270,9 @@ class Hostile:
         raise RuntimeError("outside of its context")
 
 
-@pytest.mark.parametrize("value", [object(), Hostile()], ids=["object", "hostile"])
+@pytest.mark.parametrize(
+    "value", [object(), Hostile(), {"a": Raw(b"{")}, Raw(b"")], ids=["object", "hostile", "broken raw", "empty raw"]
+)
 async def test_result_without_a_json_form(autojump_clock: MockClock, value: object) -> None:
     @handler(max_retries=5)
     async def work(job: JobContext) -> Any:
