@@ -105,12 +105,15 @@ class Attempt:
             with self._lease_scope, self._scope, self._timeout:
                 value = await self._call()
         except BaseExceptionGroup as group:
-            # Cancelled of a scope further out (a runtime that is torn down) must pass; the handler's own ends here.
-            outside, rest = group.split((trio.Cancelled, KeyboardInterrupt))
-            if outside is not None:
+            # Cancelled of a scope further out must pass; the handler's own ends here.
+            if group.subgroup(KeyboardInterrupt) is not None or _is_torn_down(group):
                 raise
-            error = rest
-        except (trio.Cancelled, KeyboardInterrupt, GeneratorExit):
+            error = group.split(trio.Cancelled)[1] or group
+        except trio.Cancelled as raised:
+            if _is_torn_down(raised):
+                raise
+            error = raised
+        except KeyboardInterrupt:
             raise
         except BaseException as raised:  # noqa: BLE001 -- a handler's exception ends its attempt only, SystemExit included
             error = raised
@@ -172,6 +175,14 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 -- the app's own code: its failure is the job's, not ours
             verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
             return Failed(verdict.failure, verdict.after_seconds, error)
+
+
+def _is_torn_down(error: BaseException) -> bool:
+    """Whether a scope round the attempt was cancelled. Any other Cancelled is the handler's own: one that it kept and raised later."""
+    has_cancelled = isinstance(error, trio.Cancelled) or (
+        isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
+    )
+    return has_cancelled and trio.current_effective_deadline() == -float("inf")
 
 
 class _Mismatch(Exception):

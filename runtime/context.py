@@ -1,6 +1,8 @@
 """What a handler sees of its job: ``JobContext`` in a trio task, ``ThreadJobContext`` in a thread."""
 
+import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -57,41 +59,39 @@ class Reports:
 
     def __init__(self, notify: Callable[[], None]) -> None:
         self._notify = notify
-        self._logs: list[LogEntry] = []
+        self._lock = threading.Lock()
+        self._logs: deque[LogEntry] = deque()
         self._dropped = 0
         self._progress: Progress | None = None
 
     def add_log(self, level: str, message: str) -> None:
         if level not in LEVELS:
             raise ValueError(f"the level is {level!r}: give one of {', '.join(LEVELS)}")
-        if len(self._logs) >= MAX_PENDING_LOGS:
-            self._logs.pop(0)
-            self._dropped += 1
-        self._logs.append(LogEntry(level, storable(str(message)[:MAX_TEXT])))
+        entry = LogEntry(level, storable(str(message)[:MAX_TEXT]))
+        with self._lock:
+            if len(self._logs) >= MAX_PENDING_LOGS:
+                self._logs.popleft()
+                self._dropped += 1
+            self._logs.append(entry)
         self._notify()
 
     def set_progress(self, percent: float | None, message: str | None, data: Any) -> None:
-        self._progress = _progress(percent, message, data)
+        progress = _progress(percent, message, data)
+        with self._lock:
+            self._progress = progress
         self._notify()
 
     def take(self) -> tuple[tuple[LogEntry, ...], Progress | None]:
         """All of it, once."""
-        logs, dropped, progress = self._logs, self._dropped, self._progress
-        self._logs, self._dropped, self._progress = [], 0, None
+        with self._lock:
+            logs, dropped, progress = list(self._logs), self._dropped, self._progress
+            self._logs.clear()
+            self._dropped, self._progress = 0, None
         if dropped:
             logs.insert(
                 0, LogEntry("warning", f"{dropped} log lines were dropped: the job wrote faster than they are stored")
             )
         return tuple(logs), progress
-
-    def put_back(self, logs: tuple[LogEntry, ...], progress: Progress | None) -> None:
-        """What could not be stored; newer reports win."""
-        self._logs[:0] = logs
-        if len(self._logs) > MAX_PENDING_LOGS:
-            self._dropped += len(self._logs) - MAX_PENDING_LOGS
-            del self._logs[:-MAX_PENDING_LOGS]
-        if self._progress is None:
-            self._progress = progress
 
     @property
     def is_empty(self) -> bool:
@@ -183,6 +183,7 @@ def _progress(percent: float | None, message: str | None, data: Any) -> Progress
         raise ValueError(f"data has no JSON form: {error}") from error
     if memoryview(encoded).nbytes > MAX_DATA_BYTES:
         raise ValueError(f"data has {memoryview(encoded).nbytes} bytes as JSON: give at most {MAX_DATA_BYTES}")
+    percent = None if percent is None else float(percent)
     return Progress(percent=percent, message=None if message is None else storable(message[:MAX_TEXT]), data=encoded)
 
 

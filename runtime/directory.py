@@ -1,6 +1,7 @@
 """Job id to live supervisor. A message for a job without one activates it; an idle one leaves. Holds what all supervisors share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -10,8 +11,9 @@ from callboard.runtime.config import Config
 from callboard.runtime.core.errors import StoreUnavailable
 from callboard.runtime.core.store import Claimed
 from callboard.runtime.handlers import Handlers
+from callboard.runtime.messages import Message, Started
 from callboard.runtime.store_actor import StoreActor
-from callboard.runtime.supervisor import Message, Started, Supervisor
+from callboard.runtime.supervisor import Supervisor
 from callboard.runtime.threads import Threads, TrioThreads
 
 __all__ = ["Directory"]
@@ -48,6 +50,8 @@ class Directory:
         """Attempts that have a slot."""
         self.on_slot_free: Callable[[], None] = lambda: None
         self._live: dict[str, Supervisor] = {}
+        self._is_claiming = False
+        self._seen_while_claiming: set[str] = set()
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
 
@@ -66,26 +70,31 @@ class Directory:
     async def start(self, claimed: Claimed, lease_ends: float) -> None:
         """Hand a claimed job to its supervisor; it takes a slot until ``attempt_ended``."""
         self.running += 1
-        await self._supervisor(claimed.job.id).tell(Started(claimed, lease_ends))
+        supervisor = self._supervisor(claimed.job.id)
+        await supervisor.tell(Started(claimed, lease_ends))
+        if claimed.job.id in self._seen_while_claiming:
+            supervisor.hint()
 
     def attempt_ended(self) -> None:
         """A slot is free again."""
         self.running -= 1
-        self._signal()
+        self.signal()
         self.on_slot_free()
 
     def leave(self, supervisor: Supervisor) -> None:
         """The supervisor has nothing to do and ends."""
         if self._live.get(supervisor.job_id) is supervisor:
             del self._live[supervisor.job_id]
-        self._signal()
+        self.signal()
 
     def hint(self, job_ids: Iterable[str]) -> None:
         """These jobs changed elsewhere: whoever runs one of them here has to look."""
         for job_id in job_ids:
             supervisor = self._live.get(job_id)
-            if supervisor is not None and supervisor.attempt is not None:
+            if supervisor is not None:
                 supervisor.hint()
+            elif self._is_claiming:
+                self._seen_while_claiming.add(job_id)
 
     def hint_all(self) -> None:
         """Part of the news is gone: everybody has to look."""
@@ -94,6 +103,21 @@ class Directory:
     def attempts(self) -> list[Supervisor]:
         """The supervisors that run an attempt now."""
         return [supervisor for supervisor in self._live.values() if supervisor.attempt is not None]
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Round a claim and the handing over of what it brought: a job may change elsewhere before it has a supervisor here."""
+        self._is_claiming = True
+        try:
+            yield
+        finally:
+            self._is_claiming = False
+            self._seen_while_claiming.clear()
+
+    async def wait_code_ended(self) -> None:
+        """Until no handler's code runs here; some outcomes may have yet to be stored."""
+        while any(not supervisor.is_settling for supervisor in self.attempts()):
+            await self._change()
 
     async def wait_no_attempts(self) -> None:
         """Until no slot is taken."""
@@ -113,7 +137,8 @@ class Directory:
             self._nursery.start_soon(supervisor.run, name=f"supervisor of {job_id}")
         return supervisor
 
-    def _signal(self) -> None:
+    def signal(self) -> None:
+        """Something changed that ``wait_...`` may wait for."""
         self._changed.set()
         self._changed = trio.Event()
 

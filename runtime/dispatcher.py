@@ -78,18 +78,21 @@ class Dispatcher:
         free = self._free
         self._wanted = False
         sent = trio.current_time()
-        try:
-            claimed = await self._directory.store.claim(
-                self._queues, self._names, free, round(config.lease_seconds * 1000)
-            )
-        except (StoreUnavailable, StoreRefused) as error:
-            if isinstance(error, StoreRefused):
-                logger.error("no job can be claimed: %s", error)
-            self._wanted = True
-            with trio.move_on_after(config.poll_seconds):
-                await self._stopping.wait()
-            return
-        # Fewer than asked for: there are no more until an event says so.
-        self._wanted = self._wanted or len(claimed) == free
-        for one in claimed:
-            await self._directory.start(one, sent + config.lease_seconds)
+        lease_ms = round(config.lease_seconds * 1000)
+        with self._directory.claiming():
+            try:
+                claimed = await self._directory.store.claim(self._queues, self._names, free, lease_ms)
+            except (StoreUnavailable, StoreRefused) as error:
+                await self._claim_again_later(error)
+                return
+            # Fewer than asked for: there are no more until an event says so.
+            self._wanted = self._wanted or len(claimed) == free
+            for one in claimed:
+                await self._directory.start(one, sent + config.lease_seconds)
+
+    async def _claim_again_later(self, error: Exception) -> None:
+        if isinstance(error, StoreRefused):
+            logger.error("no job can be claimed: %s", error)
+        self._wanted = True
+        with trio.move_on_after(self._directory.config.poll_seconds):
+            await self._stopping.wait()

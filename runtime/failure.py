@@ -25,6 +25,11 @@ class JobFailed(Exception):
     has retries left.
     """
 
+    # For subclasses that do not call this class's __init__.
+    code: str = "HANDLER_ERROR"
+    message: str = ""
+    retryable: bool = False
+
     def __init__(self, code: str, message: str, retryable: bool = False) -> None:
         if not isinstance(code, str) or not code:
             raise TypeError(f"JobFailed needs a code such as 'CARD_DECLINED', not {code!r}")
@@ -36,6 +41,8 @@ class JobFailed(Exception):
 
 class Retry(Exception):
     """Raised by a handler to be run again, ``after_seconds`` from now or after the usual backoff; counts as a retry."""
+
+    after_seconds: float | None = None
 
     def __init__(self, after_seconds: float | None = None) -> None:
         if after_seconds is not None and not 0 <= after_seconds < float("inf"):
@@ -58,10 +65,10 @@ def judge(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
         if isinstance(leaf, JobFailed):
             return Verdict(
                 Failure(
-                    code=storable(leaf.code[:MAX_CODE]),
-                    message=storable(leaf.message[:MAX_MESSAGE]),
+                    code=storable(str(leaf.code)[:MAX_CODE]),
+                    message=storable(str(leaf.message)[:MAX_MESSAGE]),
                     type=type(leaf).__name__,
-                    retryable=leaf.retryable,
+                    retryable=bool(leaf.retryable),
                 )
             )
     for leaf in leaves:

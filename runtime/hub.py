@@ -20,12 +20,17 @@ class Subscription:
         self._events: deque[Event] = deque()
         self._wake = trio.Event()
         self._lagged = False
-        self._closed = False
+        self.closed = trio.Event()
+        """Set when the runtime drains."""
 
     def offer(self, event: Event) -> None:
         """Keep ``event`` for the subscriber; a progress event that nobody has seen gives way to a newer one."""
         last = self._events[-1] if self._events else None
-        if last is not None and last.type == event.type == "progress" and last.seq == event.since:
+        if (
+            last is not None
+            and last.type == event.type == "progress"
+            and (last.job_id, last.seq) == (event.job_id, event.since)
+        ):
             self._events[-1] = merge(last, event)
         elif len(self._events) < self._limit:
             self._events.append(event)
@@ -41,7 +46,7 @@ class Subscription:
 
     def close(self) -> None:
         """No more events: ``take`` raises ShuttingDown once the mailbox is empty."""
-        self._closed = True
+        self.closed.set()
         self._wake.set()
 
     @property
@@ -51,7 +56,7 @@ class Subscription:
     async def take(self) -> tuple[list[Event], bool]:
         """Wait for events; all that wait, in order, and whether some were dropped before them. Raises ShuttingDown."""
         while self.is_empty:
-            if self._closed:
+            if self.closed.is_set():
                 raise ShuttingDown("the server is shutting down")
             self._wake = trio.Event()
             await self._wake.wait()

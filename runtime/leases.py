@@ -65,7 +65,8 @@ class Leases:
             logger.warning("job %s (%s) lost its worker, now %s", one.job.id, one.job.name, one.job.status.value)
 
     async def _follow_clock(self) -> None:
-        drift_ms = self._directory.clock.set(await self._directory.store.now_ms())
+        asked = trio.current_time()
+        drift_ms = self._directory.clock.set(await self._directory.store.now_ms(), asked=asked)
         if drift_ms > self._lease_seconds * 1000 / 3:
             # The time of day leapt (a laptop that slept): every lease looks older than it is. Ours are extended at once,
             # the others get the time to do the same.

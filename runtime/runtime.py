@@ -34,7 +34,7 @@ from msgspec import Raw
 from callboard.runtime.attempt import Around
 from callboard.runtime.clock import RuntimeClock
 from callboard.runtime.config import Config
-from callboard.runtime.core.codec import encode_job, encode_request
+from callboard.runtime.core.codec import decode_job, decode_request, encode_job, encode_request
 from callboard.runtime.core.errors import (
     InvalidRequest,
     JobExists,
@@ -42,6 +42,7 @@ from callboard.runtime.core.errors import (
     KeyReused,
     QueueFull,
     ShuttingDown,
+    StoreRefused,
     StoreUnavailable,
 )
 from callboard.runtime.core.events import Event
@@ -54,12 +55,12 @@ from callboard.runtime.handlers import Handler, Handlers
 from callboard.runtime.hub import Hub
 from callboard.runtime.ids import IdFactory, canonical, chosen_id
 from callboard.runtime.leases import Leases
+from callboard.runtime.messages import CancelAsked, PurgeAsked, RetryAsked
 from callboard.runtime.payload import decode, encode
 from callboard.runtime.rates import Rates, Stats
 from callboard.runtime.reply import Reply
 from callboard.runtime.store_actor import StoreActor
 from callboard.runtime.submission import Accepted, Submission, new_job
-from callboard.runtime.supervisor import CancelAsked, PurgeAsked, RetryAsked
 from callboard.runtime.threads import Threads
 from callboard.runtime.timers import Timers
 from callboard.runtime.watch import Watch, open_watch
@@ -69,6 +70,9 @@ __all__ = ["Runtime", "open_runtime"]
 logger = logging.getLogger("callboard.runtime")
 
 T = TypeVar("T")
+
+MAX_PAGE = 1000
+"""Jobs that ``list`` gives at a time."""
 
 
 class Runtime:
@@ -186,7 +190,9 @@ class Runtime:
         return job
 
     async def list(self, where: JobFilter | None = None, *, cursor: str | None = None, limit: int = 50) -> Page:
-        """Jobs, newest first. Raises ValueError for a foreign cursor, StoreUnavailable."""
+        """Up to ``limit`` (1..1000) jobs, newest first. Raises ValueError for a foreign cursor or limit, StoreUnavailable."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise ValueError(f"limit is {limit}: give 1 to {MAX_PAGE}")
         return await self._bounded(lambda: self._store.list(where or JobFilter(), cursor, limit))
 
     async def counts(self) -> dict[tuple[str, Status], int]:
@@ -343,8 +349,9 @@ class Runtime:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._leave_if_dead, nursery.cancel_scope)
                 await self.drain()
-                await self._directory.wait_no_attempts()
+                await self._directory.wait_code_ended()
                 with trio.move_on_after(self.config.store_timeout_seconds):
+                    await self._directory.wait_no_attempts()
                     await self._directory.wait_empty()
                 self._stop.set()
                 await self._finished.wait()
@@ -429,9 +436,9 @@ def _milliseconds(delay_seconds: float) -> int:
 def _check_storable(job: Job, request: Request) -> None:
     # A driver that cannot write a record is a bug that ends the runtime; what a caller gave must not look like one.
     try:
-        encode_job(job)
-        encode_request(request)
-    except (TypeError, ValueError) as error:
+        decode_job(encode_job(job))
+        decode_request(encode_request(request))
+    except (TypeError, ValueError, StoreRefused) as error:
         raise InvalidRequest(f"the request cannot be stored: {error}") from error
 
 
@@ -459,7 +466,8 @@ async def open_runtime(
     await store.open(worker=runtime.worker, max_events_per_job=settings.max_events_per_job)
     bodys_error: BaseException | None = None
     try:
-        runtime._clock.set(await store.now_ms())
+        asked = trio.current_time()
+        runtime._clock.set(await store.now_ms(), asked=asked)
         async with trio.open_nursery() as nursery:
             await nursery.start(runtime._run)
             try:

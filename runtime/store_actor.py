@@ -204,9 +204,12 @@ class StoreActor:
                 item.reply.fail(_copy(error))
             return
         except CallboardError as error:
-            # A stored record that cannot be read: those who asked hear of it, the runtime goes on.
-            for item in items:
-                item.reply.fail(_copy(error))
+            # A stored record that cannot be read: who asked hears of it, those beside it are asked for alone.
+            if len(items) == 1:
+                items[0].reply.fail(error)
+            else:
+                for item in items:
+                    await self._commit([item])
             return
         self._note(None)
         for item, outcome in zip(items, outcomes, strict=True):

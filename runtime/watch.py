@@ -14,7 +14,7 @@ import trio
 from msgspec import Struct
 from msgspec.structs import replace
 
-from callboard.runtime.core.errors import JobNotFound, StoreUnavailable
+from callboard.runtime.core.errors import JobNotFound, ShuttingDown, StoreUnavailable
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Job
 from callboard.runtime.hub import Hub, Subscription
@@ -103,14 +103,16 @@ class Watch(AsyncIterator[Snapshot | Event]):
                 self._must_reread = True
                 return
             self._push(event)
-        self._done = bool(self._ready) and self._ended(self._ready[-1]) and self._inbox.is_empty
+        self._done = bool(self._ready) and self._ended(self._ready[-1])
 
     async def _reread(self) -> None:
         try:
             job = await self._bounded(lambda: self._store.get(self._job_id))
             events = await self._bounded(lambda: self._store.events(self._job_id, self._seq, PAGE))
         except StoreUnavailable:
-            await trio.sleep(self._retry_seconds)
+            with trio.move_on_after(self._retry_seconds):
+                await self._inbox.closed.wait()
+                raise ShuttingDown("the server is shutting down") from None
             return
         self._must_reread = False
         if job is None:

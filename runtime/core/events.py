@@ -4,6 +4,8 @@ from typing import Literal
 
 from msgspec import Raw, Struct
 
+from callboard.runtime.core.job import TERMINAL
+
 __all__ = ["Event", "EventType", "LogEntry", "merge"]
 
 EventType = Literal["status", "progress", "log"]
@@ -37,7 +39,7 @@ class Event(Struct, frozen=True, kw_only=True):
 
     @property
     def is_terminal(self) -> bool:
-        return self.type == "status" and self.status in ("Completed", "Failed", "Canceled")
+        return self.type == "status" and self.status in TERMINAL
 
 
 def merge(earlier: Event, later: Event) -> Event:

@@ -169,25 +169,6 @@ async def test_flood_of_log_lines_is_bounded_and_says_so(autojump_clock: MockClo
     assert logs[-1].message == str(MAX_PENDING_LOGS + 49)
 
 
-def test_reports_that_could_not_be_stored_are_put_back_under_the_newer_ones() -> None:
-    reports = Reports(lambda: None)
-    for number in range(MAX_PENDING_LOGS):
-        reports.add_log("info", str(number))
-    reports.set_progress(1, None, None)
-    taken = reports.take()
-    assert reports.is_empty
-    assert reports.take() == ((), None)
-    reports.add_log("info", "newer")
-    reports.set_progress(2, None, None)
-    reports.put_back(*taken)
-    logs, progress = reports.take()
-    assert [line.message for line in logs[1:]] == [*map(str, range(1, MAX_PENDING_LOGS)), "newer"]
-    assert logs[0].message.startswith("1 log lines were dropped")
-    assert progress == Progress(percent=2)
-    reports.put_back((), progress)
-    assert not reports.is_empty
-
-
 async def test_handler_may_ask_whether_it_is_to_stop(autojump_clock: MockClock) -> None:
     seen: list[bool] = []
 
