@@ -14,7 +14,7 @@ from callboard.runtime.config import Config
 from callboard.runtime.core.commands import Command
 from callboard.runtime.core.errors import IllegalTransition, JobNotFound, QueueFull, StoreUnavailable
 from callboard.runtime.core.job import Job
-from callboard.runtime.core.store import Committed, Conflict, Delete, Full, Write
+from callboard.runtime.core.store import Committed, Conflict, Delete, Full, Outcome, Write
 from callboard.runtime.core.transition import Change, decide
 from callboard.runtime.store_actor import StoreActor
 
@@ -48,6 +48,8 @@ class Record:
         self._cancel_seen = cancel_seen
         self._is_over = is_over
         self._known: Job | None = None
+        self._doubt: tuple[tuple[Command, ...], Job] | None = None
+        """The commands of a try whose answer was lost, and the record that it has made if it took effect."""
         self.fence = 0
         """Of the attempt that runs here; 0 when none does."""
 
@@ -118,9 +120,9 @@ class Record:
         while True:
             before = self.held() if fenced else await self.current()
             change = _decide_all(before, steps)
-            if not change.events:
-                return self._note(change.job)
-            match await self._store.commit(self._write(before, steps, change, bounded=bounded, fenced=fenced)):
+            if not change.events or self._doubt == (steps, before):
+                return self._note(before)
+            match await self._commit(steps, change, self._write(before, steps, change, bounded=bounded, fenced=fenced)):
                 case Committed(job):
                     return self._note(job)
                 case Full(size):
@@ -139,6 +141,14 @@ class Record:
             if isinstance(await self._store.commit(Delete(expected=job)), Committed):
                 return job
             self._known = None
+
+    async def _commit(self, steps: tuple[Command, ...], change: Change, write: Write) -> Outcome:
+        self._doubt = None
+        try:
+            return await self._store.commit(write)
+        except StoreUnavailable:
+            self._doubt = steps, change.job
+            raise
 
     def _write(self, before: Job, steps: tuple[Command, ...], change: Change, *, bounded: bool, fenced: bool) -> Write:
         write = Write(

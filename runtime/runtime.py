@@ -172,6 +172,11 @@ class Runtime:
         job_id = self._ids.new() if submission.job_id is None else chosen_id(submission.job_id)
         job = new_job(submission, handler, self.config, job_id=job_id, now_ms=self._clock.now_ms())
         _check_storable(job, submission.request)
+        if job.queue not in self.handlers.queues:
+            # Runtimes claim from the queues of their handlers only: the job would wait for ever.
+            raise InvalidRequest(
+                f"no handler works on queue {job.queue!r}: give one of {', '.join(self.handlers.queues)}"
+            )
         change = accept(job)
         write = Write(
             job=change.job,

@@ -11,7 +11,7 @@ from tests.runtime.kit import FaultyStore, follow, handler, opened
 from trio.testing import MockClock
 
 from callboard.runtime import Config, Event, JobContext, Params, Request, Submission
-from callboard.runtime.context import MAX_PENDING_LOGS, MAX_TEXT, Reports
+from callboard.runtime.context import MAX_PENDING_LOGS, MAX_TEXT
 from callboard.runtime.core.events import LogEntry
 from callboard.runtime.core.job import Progress
 

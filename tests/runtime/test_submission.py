@@ -146,8 +146,8 @@ async def test_smaller_timeout_wins_and_submission_overrides_retries(autojump_cl
         assert (job.queue, job.priority) == ("far", 5)
         assert (await runtime.submit("short", timeout_seconds=20)).timeout_seconds == 10
         assert (await runtime.submit("short", timeout_seconds=3)).timeout_seconds == 3
-        job = await runtime.submit("long", max_retries=0, queue="near", priority=-1)
-        assert (job.timeout_seconds, job.max_retries, job.queue, job.priority) == (None, 0, "near", -1)
+        job = await runtime.submit("long", max_retries=0, queue="far", priority=-1)
+        assert (job.timeout_seconds, job.max_retries, job.queue, job.priority) == (None, 0, "far", -1)
         assert (await runtime.submit("long", timeout_seconds=20)).timeout_seconds == 20
         assert (await runtime.submit("long")).max_retries == 4
 
