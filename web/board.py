@@ -239,7 +239,9 @@ class Callboard:
                 life.runtime = runtime
                 task_status.started()
                 await life.closing.wait()
-        except Exception as error:
+        except BaseException as error:
+            if _is_cancellation(error):
+                raise
             if life.runtime is None:
                 if not self.has_launcher or not isinstance(error, CallboardError):
                     raise
@@ -266,6 +268,12 @@ class Callboard:
         app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = max(
             needed, app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] or 0
         )
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled | GeneratorExit)
 
 
 def _checked_prefix(prefix: str) -> str:

@@ -215,6 +215,7 @@ class Faulty(Cut):
     """A store with a bug: from a signal on, reading what is due breaks in a way that no store may."""
 
     broken = False
+    error: type[BaseException] = RuntimeError
 
     def __getattr__(self, name: str) -> Any:
         verb = super().__getattr__(name)
@@ -223,14 +224,23 @@ class Faulty(Cut):
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             if self.broken:
-                raise RuntimeError("a bug in the driver at /secret/path")
+                raise self.error("a bug in the driver at /secret/path")
             return await verb(*args, **kwargs)
 
         return call
 
 
-async def test_when_the_runtime_dies_the_server_stops_loudly(store_url: str) -> None:
+class Interrupted(BaseException):
+    """Stands for KeyboardInterrupt, which would end the test run."""
+
+
+each_error = pytest.mark.parametrize("error", [RuntimeError, Interrupted])
+
+
+@each_error
+async def test_when_the_runtime_dies_the_server_stops_loudly(store_url: str, error: type[BaseException]) -> None:
     store = Faulty(open_store(store_url))
+    store.error = error
     board = Callboard(store=store, config=replace(CONFIG, poll_seconds=0.05))
     with trio.fail_after(5):
         with pytest.RaisesGroup(LifespanFailureError, flatten_subgroups=True):
@@ -240,8 +250,12 @@ async def test_when_the_runtime_dies_the_server_stops_loudly(store_url: str) -> 
     assert board.has_died
 
 
-async def test_under_a_launcher_a_dead_runtime_is_told_and_answers_503(store_url: str) -> None:
+@each_error
+async def test_under_a_launcher_a_dead_runtime_is_told_and_answers_503(
+    store_url: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     store = Faulty(open_store(store_url))
+    store.error = error
     board = Callboard(store=store, config=replace(CONFIG, poll_seconds=0.05))
     board.has_launcher = True
     with trio.fail_after(5):
@@ -249,6 +263,9 @@ async def test_under_a_launcher_a_dead_runtime_is_told_and_answers_503(store_url
             site: Site = await nursery.start(run_site, board)
             store.broken = True
             await board.wait_fatal()
+            assert [record.levelname for record in caplog.records if "runtime has died" in record.message] == [
+                "CRITICAL"
+            ]
             for method, path in (
                 ("POST", "/api/orders"),
                 ("GET", "/jobs"),

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.e2e
 APP = """
 import os, time
 import trio
+from quart import request
 from quart_trio import QuartTrio
 from callboard.runtime import Config
 from callboard.web import Callboard
@@ -47,8 +48,9 @@ async def frozen(job) -> None:
 
 @app.post("/kill")
 async def kill():
+    error = KeyboardInterrupt if "interrupt" in request.args else RuntimeError
     async def broken(*_, **__):
-        raise RuntimeError("a bug")
+        raise error("a bug")
     board.runtime._driver.next_due = broken
     board.runtime._driver.claim = broken
     return "dying"
@@ -126,8 +128,9 @@ def test_a_second_signal_stops_at_once(started: ServerProcess) -> None:
     assert time.monotonic() - began < 1
 
 
-def test_if_the_runtime_dies_the_exit_code_is_1(started: ServerProcess) -> None:
-    httpx.post(started.url + "/kill")
+@pytest.mark.parametrize("how", ["", "?interrupt"])
+def test_if_the_runtime_dies_the_exit_code_is_1(started: ServerProcess, how: str) -> None:
+    httpx.post(f"{started.url}/kill{how}")
     assert started.process.wait(10) == 1
     assert "runtime has died" in started.output()
 
