@@ -1,8 +1,8 @@
 """Where to run something short that may block on the disk: here, or in a thread when the disk is slow.
 
 A hop to a thread costs more than a fast fsync, and a slow fsync on the trio thread stops every request; so the measured time
-decides. Measured (``facts/core.md``, finding 4): behind a busy trio loop a thread may get the interpreter lock once in a second,
-because the loop takes it back before the thread wakes; a nap of 20 us at every turn of the loop makes that thousands of times.
+decides. Measured on CPython, beside a trio loop that is never idle: a thread may get the interpreter lock once in a second, because
+the loop takes it back before the thread wakes; a nap of 20 us at every turn of the loop makes that thousands of times.
 """
 
 import time

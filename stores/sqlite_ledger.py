@@ -8,7 +8,7 @@ import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -19,11 +19,14 @@ from callboard.runtime.core.errors import StoreRefused
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import TERMINAL, WAITING, Job, Request, Status
 
-__all__ = ["Ledger", "Row", "json_array", "readable"]
+__all__ = ["Ledger", "Row", "Unreadable", "json_array", "readable"]
 
 logger = logging.getLogger("callboard.stores")
 
 T = TypeVar("T")
+
+Unreadable = Literal["refuse", "pass over"]
+"""What a verb does with a stored record that it cannot read: raise StoreRefused, or go on as if it were not there."""
 
 _LOAD: Final = "SELECT serial, lease_ms, holder, record FROM job WHERE"
 _LOAD_BY_ID: Final = f"{_LOAD} id IN (SELECT value FROM json_each(?))"
@@ -90,19 +93,17 @@ class Ledger:
         self._requests: list[tuple[int, bytes]] = []
         self._events: list[tuple[int, int, int, int, bytes]] = []
 
-    def load_ids(self, job_ids: Sequence[str]) -> None:
+    def load_ids(self, job_ids: Sequence[str], *, unreadable: Unreadable) -> None:
         """Make the jobs of these ids known to ``by_id``."""
-        self._load(_LOAD_BY_ID, job_ids)
+        self._load(_LOAD_BY_ID, job_ids, unreadable)
 
-    def load_keys(self, keys: Sequence[str]) -> None:
+    def load_keys(self, keys: Sequence[str], *, unreadable: Unreadable) -> None:
         """Make the jobs of these keys known to ``by_key``."""
-        self._load(_LOAD_BY_KEY, keys)
+        self._load(_LOAD_BY_KEY, keys, unreadable)
 
-    def load_serials(self, serials: Sequence[int]) -> list[Row]:
-        """The rows of these serials, in the same order, less those whose record cannot be read."""
-        for serial, lease_ms, holder, record in self.connection.execute(_LOAD_BY_SERIAL, (json_array(serials),)):
-            if serial not in self._rows and (job := readable(decode_job, record, serial)) is not None:
-                self._remember(Row(job, stored=True, lease_ms=lease_ms, holder=holder))
+    def load_serials(self, serials: Sequence[int], *, unreadable: Unreadable) -> list[Row]:
+        """The rows of these serials that could be loaded, in the same order."""
+        self._load(_LOAD_BY_SERIAL, serials, unreadable)
         return [self._rows[serial] for serial in serials if serial in self._rows]
 
     def by_id(self, job_id: str) -> Row | None:
@@ -168,12 +169,12 @@ class Ledger:
         execute_many(_ADD_TALLY, [(*pair, change) for pair, change in self._tally.items() if change])
         self._flush_counters()
 
-    def _load(self, statement: str, values: Sequence[str] | Sequence[int]) -> None:
+    def _load(self, statement: str, values: Sequence[str] | Sequence[int], unreadable: Unreadable) -> None:
         if not values:
             return
         for serial, lease_ms, holder, record in self.connection.execute(statement, (json_array(values),)):
-            if serial not in self._rows:
-                self._remember(Row(decode_job(record), stored=True, lease_ms=lease_ms, holder=holder))
+            if serial not in self._rows and (job := _decode(record, serial, unreadable)) is not None:
+                self._remember(Row(job, stored=True, lease_ms=lease_ms, holder=holder))
 
     def _remember(self, row: Row) -> None:
         self._rows[row.job.serial] = self._by_id[row.job.id] = row
@@ -228,6 +229,10 @@ def readable(decode: Callable[[bytes], T], data: bytes, serial: int) -> T | None
 def json_array(values: Sequence[str] | Sequence[int]) -> str:
     """The argument of ``json_each``."""
     return msgspec.json.encode(values).decode()
+
+
+def _decode(record: bytes, serial: int, unreadable: Unreadable) -> Job | None:
+    return decode_job(record) if unreadable == "refuse" else readable(decode_job, record, serial)
 
 
 def _columns(row: Row) -> tuple[Any, ...]:

@@ -54,10 +54,15 @@ _VACUUM_ONE: Final = "PRAGMA incremental_vacuum(1)"
 
 
 def commit(ledger: Ledger, batch: Sequence[Write | Delete]) -> list[Outcome]:
-    """Apply the items in order."""
+    """Apply the items in order. Raises StoreRefused, with nothing done, when one names a record that cannot be read.
+
+    To pass over it would give its id or its key to a second job. Whoever sent a batch sends its items anew, one by one.
+    """
     check_batch(batch)
-    ledger.load_ids([item.job.id if isinstance(item, Write) else item.expected.id for item in batch])
-    ledger.load_keys([item.job.key for item in batch if isinstance(item, Write) and item.job.key is not None])
+    ids = [item.job.id if isinstance(item, Write) else item.expected.id for item in batch]
+    keys = [item.job.key for item in batch if isinstance(item, Write) and item.job.key is not None]
+    ledger.load_ids(ids, unreadable="refuse")
+    ledger.load_keys(keys, unreadable="refuse")
     outcomes = [_apply(ledger, item) for item in batch]
     ledger.flush()
     return outcomes
@@ -73,7 +78,7 @@ def claim(
 ) -> list[Claimed]:
     """Take up to ``limit`` ready jobs of the (queue, name) ``pairs`` until ``lease_ms``; what cannot be read is set aside."""
     chosen = _choose(ledger.connection, pairs, limit)
-    rows = ledger.load_serials(chosen)
+    rows = ledger.load_serials(chosen, unreadable="pass over")
     requests = _requests(ledger.connection, rows)
     claimed = []
     for row in rows:
@@ -89,8 +94,8 @@ def claim(
 
 
 def extend(ledger: Ledger, held: Sequence[Held], *, lease_ms: int) -> list[Extension]:
-    """Let the leases that are still held end at ``lease_ms``."""
-    ledger.load_ids([lease.job_id for lease in held])
+    """Let the leases that are still held end at ``lease_ms``; one on a record that cannot be read is not."""
+    ledger.load_ids([lease.job_id for lease in held], unreadable="pass over")
     jobs = [_held_job(ledger, lease) for lease in held]
     serials = [job.serial for job in jobs if job is not None]
     ledger.connection.execute(_EXTEND, (lease_ms, json_array(serials)))
@@ -104,7 +109,7 @@ def lapse(ledger: Ledger, *, now_ms: int, dead: Collection[int], limit: int) -> 
         found += ledger.connection.execute(_ORPHANED, (json_array(list(dead)), limit)).fetchall()
     serials = list(dict.fromkeys(serial for (serial,) in found))[:limit]
     lapsed = []
-    for row in ledger.load_serials(serials):
+    for row in ledger.load_serials(serials, unreadable="pass over"):
         change = decide(row.job, Lapse(now_ms=now_ms))
         ledger.change(row, change.job, change.events)
         lapsed.append(Committed(change.job, change.events))
@@ -115,7 +120,7 @@ def lapse(ledger: Ledger, *, now_ms: int, dead: Collection[int], limit: int) -> 
 def prune(ledger: Ledger, *, ended_before_ms: int, limit: int) -> int:
     """Remove up to ``limit`` jobs that ended before then, and give pages back to the filesystem."""
     serials = [serial for (serial,) in ledger.connection.execute(_ENDED, (ended_before_ms, limit))]
-    for row in ledger.load_serials(serials):
+    for row in ledger.load_serials(serials, unreadable="pass over"):
         ledger.remove(row)
     ledger.flush()
     _vacuum(ledger.connection)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from callboard.runtime.core.errors import StoreRefused
 from callboard.runtime.core.job import Job, Request, Status
-from callboard.runtime.core.store import Committed, JobFilter, Write
+from callboard.runtime.core.store import Committed, Duplicate, Extension, Held, JobFilter, Write
 from callboard.runtime.core.transition import accept
 from callboard.stores.sqlite import SqliteStore
 
@@ -106,3 +106,33 @@ async def test_news_with_an_event_that_cannot_be_read_is_not_complete(tmp_path: 
     assert not news.complete
     await store.aclose()
     await other.aclose()
+
+
+def a_write(job_id: str, key: str | None = None) -> Write:
+    change = accept(Job(id=job_id, name="N", status=Status.QUEUED, created_ms=1, updated_ms=1, key=key))
+    return Write(job=change.job, events=change.events, request=Request())
+
+
+async def test_a_batch_with_one_is_refused_whole_and_goes_through_without_it(tmp_path: Path) -> None:
+    store = await a_store(tmp_path / "a.db")
+    await store.commit([a_write("a", key="k"), a_write("b")])
+    damage(tmp_path / "a.db", "UPDATE job SET record = 'x' WHERE id = 'a'")
+    for taken in (a_write("a"), a_write("other", key="k")):
+        with pytest.raises(StoreRefused, match="cannot be read"):
+            await store.commit([a_write("c"), taken])
+    assert await store.counts() == {("default", Status.QUEUED): 2}
+    outcomes = await store.commit([a_write("c"), a_write("b")])
+    assert [type(outcome) for outcome in outcomes] == [Committed, Duplicate]
+    await store.aclose()
+
+
+async def test_a_heartbeat_passes_over_it(tmp_path: Path) -> None:
+    store = await a_store(tmp_path / "a.db")
+    await submit(store, "a", "b")
+    jobs = [one.job for one in await store.claim(queues=["default"], names=["N"], limit=10, lease_ms=1000)]
+    damage(tmp_path / "a.db", "UPDATE job SET record = 'x' WHERE id = 'a'")
+    extended = await store.extend([Held(job.id, job.fence) for job in jobs], lease_ms=90_000)
+    assert extended == [Extension(False), Extension(True)]
+    damage(tmp_path / "a.db", "UPDATE job SET lease_ms = NULL WHERE id = 'a'")
+    assert (await store.next_due()).lease_ms == 100_000
+    await store.aclose()
