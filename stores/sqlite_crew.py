@@ -14,7 +14,8 @@ from callboard.stores.filelock import LifeLock, is_dead, life_lock_path, remove_
 __all__ = ["Crew"]
 
 _HOLDERS: Final = (
-    "SELECT DISTINCT holder, worker.name FROM job LEFT JOIN worker ON origin = holder WHERE lease_ms IS NOT NULL"
+    "SELECT DISTINCT holder, worker.name FROM job LEFT JOIN worker ON origin = holder"
+    " WHERE lease_ms IS NOT NULL AND holder IS NOT NULL"
 )
 
 

@@ -88,6 +88,7 @@ class Ledger:
         self._rows: dict[int, Row] = {}
         self._by_id: dict[str, Row] = {}
         self._by_key: dict[str, Row] = {}
+        self._unseen: list[int] = []
         self._tally: Counter[tuple[str, str]] = Counter()
         self._waiting_before: dict[str, int] = {}
         self._requests: list[tuple[int, bytes]] = []
@@ -155,9 +156,14 @@ class Ledger:
         if job.key is not None:
             del self._by_key[job.key]
 
+    def remove_unseen(self, serial: int, queue: str, status: str) -> None:
+        """Remove a row that was not loaded, whether or not its record can be read."""
+        self._unseen.append(serial)
+        self._tally[queue, status] -= 1
+
     def flush(self) -> None:
         """Write everything; the transaction is still open after it."""
-        self._flush_gone([row.job.serial for row in self._rows.values() if row.gone])
+        self._flush_gone(self._unseen + [row.job.serial for row in self._rows.values() if row.gone])
         changed = [row for row in self._rows.values() if row.changed and not row.gone]
         execute_many = self.connection.executemany
         execute_many(_UPDATE_JOB, [(*_columns(row), row.job.serial) for row in changed if row.stored])

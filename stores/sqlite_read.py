@@ -64,8 +64,11 @@ def slice_below(connection: sqlite3.Connection, where: JobFilter, *, below: int,
             return Slice([], None)
         statement = _PAGE if where.owner is None else _PAGE_OF_OWNER
         values = _values(where) | {"below": below, "floor": floor, "limit": limit}
-        found = [readable(decode_job, record, serial) for serial, record in connection.execute(statement, values)]
-        return Slice([job for job in found if job is not None], floor)
+        rows = connection.execute(statement, values).fetchall()
+    # The limit counts rows that cannot be read as well: where it was met there may be more above the floor.
+    below = rows[-1][0] if len(rows) == limit else floor
+    found = [readable(decode_job, record, serial) for serial, record in rows]
+    return Slice([job for job in found if job is not None], below)
 
 
 def events(connection: sqlite3.Connection, job_id: str, *, after: int, limit: int) -> list[Event]:

@@ -46,7 +46,11 @@ _ORPHANED: Final = (
     "SELECT serial FROM job WHERE lease_ms IS NOT NULL AND holder IN (SELECT value FROM json_each(?))"
     " ORDER BY lease_ms, serial LIMIT ?"
 )
-_ENDED: Final = "SELECT serial FROM job WHERE completed_ms < ? ORDER BY completed_ms, serial LIMIT ?"
+_PUT_OFF: Final = "UPDATE job SET lease_ms = ?, holder = NULL WHERE serial IN (SELECT value FROM json_each(?))"
+_PUT_OFF_MS: Final = 60_000
+"""So long after its lease a job whose record cannot be read is looked at again; until then others have their turn."""
+
+_ENDED: Final = "SELECT serial, queue, status FROM job WHERE completed_ms < ? ORDER BY completed_ms, serial LIMIT ?"
 _MAX_VACUUMED: Final = 1000
 """So many pages are given back to the filesystem by one prune."""
 
@@ -103,7 +107,10 @@ def extend(ledger: Ledger, held: Sequence[Held], *, lease_ms: int) -> list[Exten
 
 
 def lapse(ledger: Ledger, *, now_ms: int, dead: Collection[int], limit: int) -> list[Committed]:
-    """Take up to ``limit`` jobs whose lease has ended or whose holder is among the ``dead`` origins."""
+    """Take up to ``limit`` jobs whose lease has ended or whose holder is among the ``dead`` origins.
+
+    Those that cannot be read count too; they stay as they are and come again later, so that they hold nobody up for long.
+    """
     found = ledger.connection.execute(_LAPSED, (now_ms, limit)).fetchall()
     if dead:
         found += ledger.connection.execute(_ORPHANED, (json_array(list(dead)), limit)).fetchall()
@@ -113,18 +120,20 @@ def lapse(ledger: Ledger, *, now_ms: int, dead: Collection[int], limit: int) -> 
         change = decide(row.job, Lapse(now_ms=now_ms))
         ledger.change(row, change.job, change.events)
         lapsed.append(Committed(change.job, change.events))
+    taken = {one.job.serial for one in lapsed}
+    _put_off(ledger.connection, [serial for serial in serials if serial not in taken], now_ms + _PUT_OFF_MS)
     ledger.flush()
     return lapsed
 
 
 def prune(ledger: Ledger, *, ended_before_ms: int, limit: int) -> int:
-    """Remove up to ``limit`` jobs that ended before then, and give pages back to the filesystem."""
-    serials = [serial for (serial,) in ledger.connection.execute(_ENDED, (ended_before_ms, limit))]
-    for row in ledger.load_serials(serials, unreadable="pass over"):
-        ledger.remove(row)
+    """Remove up to ``limit`` jobs that ended before then, readable or not, and give pages back to the filesystem."""
+    ended = ledger.connection.execute(_ENDED, (ended_before_ms, limit)).fetchall()
+    for serial, queue, status in ended:
+        ledger.remove_unseen(serial, queue, status)
     ledger.flush()
     _vacuum(ledger.connection)
-    return len(serials)
+    return len(ended)
 
 
 def _vacuum(connection: sqlite3.Connection) -> None:
@@ -196,6 +205,12 @@ def _set_aside(connection: sqlite3.Connection, serials: Sequence[int]) -> None:
     """Let no claim stumble over them again, until someone opens the store anew, who may know how to read them."""
     if serials:
         connection.execute(_SET_ASIDE, (json_array(serials),))
+
+
+def _put_off(connection: sqlite3.Connection, serials: Sequence[int], lease_ms: int) -> None:
+    """Let them belong to nobody until ``lease_ms``, so that no dead holder is told of for their sake."""
+    if serials:
+        connection.execute(_PUT_OFF, (lease_ms, json_array(serials)))
 
 
 def _held_job(ledger: Ledger, lease: Held) -> Job | None:

@@ -2,20 +2,24 @@
 
 import logging
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import trio
+from msgspec import Raw
 from msgspec.structs import replace
 
+from callboard.runtime.core.commands import Succeed
 from callboard.runtime.core.errors import StoreRefused
 from callboard.runtime.core.job import Job, Request, Status
 from callboard.runtime.core.store import Committed, Duplicate, Extension, Held, JobFilter, Write
-from callboard.runtime.core.transition import accept
+from callboard.runtime.core.transition import accept, decide
 from callboard.stores.sqlite import SqliteStore
 
 
-async def a_store(path: Path, worker: str = "w") -> SqliteStore:
-    store = SqliteStore(path, clock=lambda: 10_000)
+async def a_store(path: Path, worker: str = "w", now_ms: int = 10_000) -> SqliteStore:
+    store = SqliteStore(path, clock=lambda: now_ms)
     await store.open(worker=worker, max_events_per_job=100)
     return store
 
@@ -27,9 +31,9 @@ async def submit(store: SqliteStore, *job_ids: str) -> None:
     assert all(isinstance(outcome, Committed) for outcome in done)
 
 
-def damage(path: Path, statement: str) -> None:
+def damage(path: Path, statement: str, *, rows: int = 1) -> None:
     connection = sqlite3.connect(path)
-    assert connection.execute(statement).rowcount == 1
+    assert connection.execute(statement).rowcount == rows
     connection.commit()
     connection.close()
 
@@ -135,4 +139,68 @@ async def test_a_heartbeat_passes_over_it(tmp_path: Path) -> None:
     assert extended == [Extension(False), Extension(True)]
     damage(tmp_path / "a.db", "UPDATE job SET lease_ms = NULL WHERE id = 'a'")
     assert (await store.next_due()).lease_ms == 100_000
+    await store.aclose()
+
+
+async def test_pages_go_on_behind_it(tmp_path: Path) -> None:
+    store = await a_store(tmp_path / "a.db")
+    await submit(store, *(str(number) for number in range(120)))
+    damage(tmp_path / "a.db", "UPDATE job SET record = 'x' WHERE id IN ('100', '0')", rows=2)
+    seen, cursor = list[str](), None
+    for most in (50, 50, 18):
+        page = await store.list(JobFilter(), cursor=cursor, limit=50)
+        assert len(page.jobs) == most
+        seen, cursor = seen + [job.id for job in page.jobs], page.next
+    assert cursor is None
+    assert seen == [str(number) for number in reversed(range(120)) if number not in (100, 0)]
+    await store.aclose()
+
+
+async def test_many_of_them_do_not_keep_others_from_lapsing(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = await a_store(path)
+    await submit(store, *"abcdef")
+    assert await claimed(store) == [*"abcdef"]
+    damage(path, "UPDATE job SET record = 'x' WHERE id <= 'e'", rows=5)
+    await store.aclose()
+    # Its leases have not ended, but their holder is gone.
+    later = await a_store(path, "later", now_ms=10_000)
+    rounds = [[one.job.id for one in await later.lapse(limit=2)] for _ in range(4)]
+    assert rounds == [[], [], ["f"], []]
+    assert (await later.next_due()).lease_ms == 70_000
+    news = await later.wait_news("n0")
+    with trio.move_on_after(0.6) as patience:
+        await later.wait_news(news.cursor)
+    assert patience.cancelled_caught, "no dead holder is told of for what nobody can take"
+    await later.aclose()
+
+
+async def test_it_lapses_when_it_can_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = await a_store(path)
+    await submit(store, "a")
+    assert await claimed(store) == ["a"]
+    damage(path, "UPDATE job SET lease_ms = 1, record = json_set(record, '$.schema', 99)")
+    assert await store.lapse(limit=10) == []
+    damage(path, "UPDATE job SET record = json_set(record, '$.schema', 1)")
+    assert await store.lapse(limit=10) == []
+    await store.aclose()
+    later = await a_store(path, now_ms=70_000)
+    assert [one.job.status for one in await later.lapse(limit=10)] == [Status.QUEUED]
+    await later.aclose()
+
+
+async def test_prune_removes_it_with_the_others_and_says_how_many(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = await a_store(path)
+    await submit(store, *"abc")
+    for one in await store.claim(queues=["default"], names=["N"], limit=2, lease_ms=1000):
+        change = decide(one.job, Succeed(now_ms=10_000, result=Raw(b"1")))
+        await store.commit([Write(job=change.job, events=change.events, expected=one.job)])
+    damage(path, "UPDATE job SET record = 'x' WHERE id = 'a'")
+    assert [await store.prune(ended_before_ms=20_000, limit=1) for _ in range(3)] == [1, 1, 0]
+    assert await store.counts() == {("default", Status.QUEUED): 1}
+    with closing(sqlite3.connect(path)) as connection:
+        for table in ("job", "request", "event"):
+            assert connection.execute(f"SELECT DISTINCT serial FROM {table}").fetchall() == [(3,)]
     await store.aclose()
