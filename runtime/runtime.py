@@ -36,6 +36,7 @@ from callboard.runtime.clock import RuntimeClock
 from callboard.runtime.config import Config
 from callboard.runtime.core.codec import decode_job, decode_request, encode_job, encode_request
 from callboard.runtime.core.errors import (
+    ConfigError,
     InvalidRequest,
     JobExists,
     JobNotFound,
@@ -464,6 +465,8 @@ async def open_runtime(
     store cannot be opened. A bug in the runtime cancels the block and comes out as an ExceptionGroup; the block's own
     exceptions come out as they are.
     """
+    if isinstance(store, str):
+        raise ConfigError("open_runtime takes a store, not a URL: callboard.stores.opening.open_store(url) makes one")
     registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
     settings = config or Config()
     source = random or randomness.SystemRandom()

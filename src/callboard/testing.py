@@ -39,14 +39,20 @@ _NEVER_SECONDS = 10 * 366 * 24 * 3600.0
 
 
 class VirtualRuntime:
-    """A runtime on a memory store. ``runtime`` is the real one; ``events`` is everything that happened, in order."""
+    """A runtime on a memory store, with the methods of ``Runtime``. ``runtime`` is the real one; ``events`` is everything that
+    happened, in order."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.events: list[Event] = []
         self.submit = runtime.submit
         self.get = runtime.get
+        self.list = runtime.list
+        self.wait = runtime.wait
+        self.watch = runtime.watch
         self.cancel = runtime.cancel
+        self.retry = runtime.retry
+        self.purge = runtime.purge
         self._happened = trio.Event()
 
     def events_of(self, job_id: str) -> list[Event]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from callboard.runtime import Config, ConfigError
+from callboard.runtime import Config, ConfigError, open_runtime
 
 DEFAULTS = {
     "max_concurrent_jobs": 100,
@@ -91,3 +91,9 @@ def test_config_is_frozen() -> None:
 def make(name: str, value: Any) -> Config:
     options: dict[str, Any] = {name: value}
     return Config(**options)
+
+
+async def test_a_url_is_no_store() -> None:
+    with pytest.raises(ConfigError, match="open_store"):
+        async with open_runtime("memory://", []):  # type: ignore[arg-type]
+            pass
