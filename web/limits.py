@@ -1,4 +1,4 @@
-"""One ASGI wrapper that bounds request bodies on callboard's own routes, whatever the Quart version does.
+"""One ASGI wrapper that bounds what clients send to callboard's own routes, whatever the Quart version does.
 
 It counts bytes as they are received and does nothing else until more than ``max_body_bytes`` have come. Only then is the route
 looked up; if it is one of callboard's, the body ends there for Quart, the scope is marked so that the view answers 413, and what
@@ -7,23 +7,32 @@ still comes is thrown away. It never holds a body itself, and leaves the app's o
 (Quart 0.23 looks at the limit of a chunked body only when all of it has arrived. And an answer that is complete before the body has
 come leaves Hypercorn with a connection that is neither closed nor read again: so the end of such an answer waits for the end of the
 body, while the client has all of its bytes.)
+
+What a websocket's client sends after the end of a stream is thrown away too, until the connection is gone: Hypercorn closes it only
+when there is room for one more message in the queue of an app that reads no more.
 """
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
-from quart import Quart
 from quart.wrappers.base import BaseRequestWebsocket
+from quart_trio import QuartTrio
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
-__all__ = ["ENDPOINT_PREFIX", "BodyLimit", "is_too_large"]
+__all__ = ["ENDPOINT_PREFIX", "BodyLimit", "is_too_large", "mark_socket"]
 
 ENDPOINT_PREFIX: Final = "callboard:"
 """Every endpoint of callboard's begins so."""
 
 _MARK: Final = "callboard.body_too_large"
+_SOCKET: Final = "callboard.socket"
+
+FAREWELL_SECONDS: Final = 1.0
+"""What a client gets to answer the close of its websocket. Then its connection is closed, which may cost it what it has not yet read."""
+LEFTOVER_SECONDS: Final = 5.0
+"""Bound on throwing away what still comes while the connection is being closed."""
 
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
@@ -35,17 +44,31 @@ def is_too_large(request: BaseRequestWebsocket) -> bool:
     return bool(request.scope.get(_MARK))
 
 
+def mark_socket(request: BaseRequestWebsocket) -> None:
+    """This websocket is callboard's own: what its client sends after the end is thrown away."""
+    scope: Scope = request.scope
+    scope[_SOCKET] = True
+
+
 class BodyLimit:
     """``app.asgi_app`` with the bound round it."""
 
     def __init__(
-        self, app: Quart, inner: Callable[[Scope, Receive, Send], Awaitable[None]], max_body_bytes: int
+        self, app: QuartTrio, inner: Callable[[Scope, Receive, Send], Awaitable[None]], max_body_bytes: int
     ) -> None:
         self._app = app
         self._inner = inner
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            socket = _Socket(receive)
+            await self._inner(scope, socket.receive, send)
+            if _SOCKET in scope:
+                await socket.drain(FAREWELL_SECONDS)
+                # Hypercorn closes the connection when this returns, and needs someone who reads until it has.
+                self._app.nursery.start_soon(socket.drain, LEFTOVER_SECONDS)
+            return
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
@@ -61,6 +84,27 @@ class BodyLimit:
         except HTTPException:
             return False
         return isinstance(endpoint, str) and endpoint.startswith(ENDPOINT_PREFIX)
+
+
+class _Socket:
+    """What a websocket's client sends."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_left = False
+
+    async def receive(self) -> Any:
+        """The next message for Quart."""
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._has_left = True
+        return message
+
+    async def drain(self, seconds: float) -> None:
+        """Throw away what comes until the connection is gone, for at most ``seconds``."""
+        with trio.move_on_after(seconds):
+            while not self._has_left:
+                await self.receive()
 
 
 class _Body:

@@ -20,6 +20,7 @@ from callboard.runtime.core.events import Event, merge
 from callboard.web import parsing
 from callboard.web.answers import place_of
 from callboard.web.compat import CLIENT_GONE
+from callboard.web.limits import mark_socket
 from callboard.web.problems import Refusal
 from callboard.web.render import Place, event_frame, snapshot_frame
 
@@ -109,6 +110,7 @@ def make_stream_view(board: "Callboard") -> Callable[[str], Awaitable[Response |
         job = await board.runtime.get(canonical)
         await board.access.require(websocket, "stream", job)
         async with board.runtime.watch(canonical, after=since) as items:
+            mark_socket(websocket)
             await websocket.accept()
             with board.metrics.streaming():
                 await _serve(items, place_of(websocket, board.prefix))

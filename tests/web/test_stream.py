@@ -217,6 +217,43 @@ async def test_a_client_that_talks_too_much_is_closed(site: Site) -> None:
         assert (await frames(socket))[-1]["job"]["status"] == "Completed"
 
 
+@pytest.mark.parametrize("answers", [True, False], ids=["answers the close", "never answers"])
+async def test_the_connection_of_a_client_that_talks_on_after_the_close_is_closed(site: Site, answers: bool) -> None:
+    """A masked text frame of one character, again and again: 1008 arrives, and then the end of the connection."""
+    job_id = await run_steps(site, "s", 1)
+    message = bytes([0x81, 0x81, 0, 0, 0, 0, ord("x")])
+    stream = await trio.open_tcp_stream("127.0.0.1", int(site.url.rpartition(":")[2]))
+    received = bytearray()
+
+    async def talk() -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            for _ in range(150):
+                await stream.send_all(message)
+            while not answers:
+                await stream.send_all(message)
+                await trio.sleep(0.001)
+
+    async def listen() -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                received.extend(data)
+
+    async with stream:
+        await stream.send_all(handshake(job_id))
+        assert b"101" in await stream.receive_some()
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(talk)
+                nursery.start_soon(listen)
+                code = (1008).to_bytes(2, "big")
+                while code not in received:  # noqa: ASYNC110 - what is waited for is behind a socket
+                    await trio.sleep(0.01)
+                if answers:
+                    await trio.sleep(0.05)
+                    await stream.send_all(bytes([0x88, 0x82, 0, 0, 0, 0]) + code)
+    await patient(partial(none_open, site))
+
+
 async def test_a_client_that_never_reads_slows_nobody_and_gets_an_unbroken_chain(open_site: OpenSite) -> None:
     site = await open_site(config=replace(CONFIG, progress_interval_seconds=0, max_subscriber_events=8))
     job = await site.submit("/api/flood", 400)
