@@ -5,8 +5,10 @@ same fields, and ``links`` is in every event that changes it (the first, and the
 """
 
 import hashlib
+import re
 from email.utils import formatdate
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Raw, Struct
@@ -15,9 +17,20 @@ from callboard.runtime.core.document import document, format_time
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Job, Status
 
-__all__ = ["Place", "entity_tag", "event_frame", "expires", "job_bytes", "job_fields", "job_location", "snapshot_frame"]
+__all__ = [
+    "Place",
+    "entity_tag",
+    "event_frame",
+    "expires",
+    "job_bytes",
+    "job_fields",
+    "job_location",
+    "reference",
+    "snapshot_frame",
+]
 
 _encoder = msgspec.json.Encoder()
+_LONE_PERCENT: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 class Place(Struct, frozen=True):
@@ -31,8 +44,17 @@ class Place(Struct, frozen=True):
         return f"{self.root_path}{self.prefix}/{job_id}"
 
     def resolve(self, location: str) -> str:
-        """An app's path seen through the proxy's root path; a full URL is left as it is."""
-        return self.root_path + location if location.startswith("/") and not location.startswith("//") else location
+        """An app's path seen through the proxy's root path, a full URL without it; as a URI reference."""
+        is_path = location.startswith("/") and not location.startswith("//")
+        return (self.root_path if is_path else "") + reference(location)
+
+
+def reference(text: str) -> str:
+    """``text`` as a URI reference: what may not stand in one is percent-encoded, what is encoded already is left.
+
+    Source: RFC 3986, section 2.
+    """
+    return quote(_LONE_PERCENT.sub("%25", text), safe="%/:?#[]@!$&'()*+,;=~", errors="replace")
 
 
 def job_fields(job: Job, place: Place) -> dict[str, Raw]:
@@ -94,8 +116,8 @@ def expires(job: Job, retention_seconds: float | None) -> str | None:
 
 
 def job_location(job: Job, place: Place) -> str | None:
-    """Where the created resource is, as the client sees it."""
-    return None if job.location is None else place.resolve(job.location)
+    """Where the created resource is, as the client sees it; an empty text is none."""
+    return place.resolve(job.location) if job.location else None
 
 
 _WITH_LINKS: Final = frozenset({Status.COMPLETED})
@@ -114,6 +136,6 @@ def _links(job_id: str, status: Status, location: str | None, place: Place) -> R
     links = {"self": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream"}
     if status is Status.COMPLETED:
         links["result"] = f"{own}/result"
-        if location is not None:
+        if location:
             links["location"] = place.resolve(location)
     return Raw(_encoder.encode(links))

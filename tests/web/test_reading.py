@@ -8,8 +8,12 @@ import httpx
 import pytest
 import trio
 from msgspec.structs import replace
+from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
-from tests.web.workshop import CONFIG, Site, assert_problem
+from tests.web.workshop import CONFIG, Gates, Site, assert_problem, make_site_app
+
+from callboard.runtime import JobContext
+from callboard.web import Callboard
 
 UNKNOWN = "01234567-89ab-7def-8123-456789abcdef"
 
@@ -163,6 +167,26 @@ async def test_redirect_leads_to_the_created_resource(site: Site) -> None:
         seen = await site.http.get(path + query)
         assert (seen.status_code, seen.headers["location"]) == (303, "/things/7")
     assert (await site.http.get(f"{path}?redirect=false")).status_code == 200
+
+
+def places_app(board: Callboard, gates: Gates) -> QuartTrio:
+    app = make_site_app(board, gates)
+
+    @board.post("/api/places", name="Place", location=lambda job, result: result, redirect=True)
+    async def place(job: JobContext, request: str) -> str:
+        return request
+
+    return app
+
+
+async def test_a_location_of_any_text_is_a_header_that_can_be_sent(open_site: OpenSite) -> None:
+    site = await open_site(make_app=places_app)
+    for text, seen in [("/ä\r\nX-Evil: 1", "/%C3%A4%0D%0AX-Evil:%201"), ("", None)]:
+        job = await site.submit("/api/places", text, Prefer="wait=5")
+        assert job["links"].get("location") == seen
+        answer = await site.http.get(job["links"]["self"])
+        assert (answer.status_code, answer.headers.get("location")) == (303 if seen else 200, seen)
+        assert "x-evil" not in answer.headers
 
 
 async def test_without_a_location_redirect_gives_the_document(site: Site) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
@@ -12,7 +13,7 @@ from callboard.runtime.core import commands
 from callboard.runtime.core.events import Event, LogEntry, merge
 from callboard.runtime.core.job import Failure, Job, Progress, Status
 from callboard.runtime.core.transition import TABLE, accept, decide
-from callboard.web.render import Place, entity_tag, event_frame, expires, job_bytes, snapshot_frame
+from callboard.web.render import Place, entity_tag, event_frame, expires, job_bytes, job_location, snapshot_frame
 
 ID = "01234567-89ab-7def-8123-456789abcdef"
 PLACE = Place("/shop", "/jobs")
@@ -41,7 +42,10 @@ COMMANDS = st.one_of(
         progress=st.none() | st.builds(Progress, percent=st.none() | st.integers(0, 100), data=st.just(Raw(b"[1]"))),
     ),
     st.builds(
-        commands.Succeed, now_ms=st.just(3_000), result=st.just(Raw(b'{"a":1}')), location=st.sampled_from([None, "/x"])
+        commands.Succeed,
+        now_ms=st.just(3_000),
+        result=st.just(Raw(b'{"a":1}')),
+        location=st.sampled_from([None, "", "/x", "/ä b"]),
     ),
     st.builds(commands.Fail, now_ms=st.just(3_000), failure=st.just(FAILURE), delay_ms=st.just(5)),
     st.builds(commands.Stop, now_ms=st.just(3_000)),
@@ -90,6 +94,29 @@ def test_references_honour_prefix_and_root_path() -> None:
     }
     elsewhere = replace(job, location="https://files.example/5")
     assert msgspec.json.decode(job_bytes(elsewhere, PLACE))["links"]["location"] == "https://files.example/5"
+
+
+@pytest.mark.parametrize(
+    ("location", "seen"),
+    [
+        ("/files/ä b.txt", "/shop/files/%C3%A4%20b.txt"),
+        ("/a%20b/100%?q=[1]&r=~x#top", "/shop/a%20b/100%25?q=[1]&r=~x#top"),
+        ("/x\r\nSet-Cookie: a=b", "/shop/x%0D%0ASet-Cookie:%20a=b"),
+        ('/<b>"\\^`{|}\x00\x7f', "/shop/%3Cb%3E%22%5C%5E%60%7B%7C%7D%00%7F"),
+        ("https://files.example/ü", "https://files.example/%C3%BC"),
+        ("//files.example/5", "//files.example/5"),
+        ("things/5", "things/5"),
+    ],
+)
+def test_a_location_is_a_uri_reference(location: str, seen: str) -> None:
+    job = new_job(status=Status.COMPLETED, completed_ms=2_000, location=location)
+    assert job_location(job, PLACE) == msgspec.json.decode(job_bytes(job, PLACE))["links"]["location"] == seen
+
+
+def test_an_empty_location_is_none() -> None:
+    job = new_job(status=Status.COMPLETED, completed_ms=2_000, location="")
+    assert job_location(job, PLACE) is None
+    assert "location" not in msgspec.json.decode(job_bytes(job, PLACE))["links"]
 
 
 def test_a_snapshot_holds_the_whole_document() -> None:
