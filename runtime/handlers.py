@@ -1,21 +1,25 @@
 """What can be run: named handlers with their types and options, checked when they are registered."""
 
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from callboard.runtime.config import MAX_SECONDS
+from callboard.runtime.context import JobContext, ThreadJobContext
 from callboard.runtime.core.errors import HandlerError
 from callboard.runtime.core.job import MAX_PRIORITY, Job
-from callboard.runtime.payload import is_pydantic
+from callboard.runtime.payload import is_pydantic, undecodable
 
 __all__ = ["NO_BODY", "Handler", "Handlers", "make_handler"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_CONTEXTS: Final = (JobContext, ThreadJobContext)
 
 NO_BODY: Any = None
 """``Handler.request_type`` of a handler that takes no body."""
@@ -70,10 +74,14 @@ class Handlers:
         for handler in handlers:
             self.add(handler)
 
+    def require_free(self, name: str) -> None:
+        """Raises HandlerError if the name is taken."""
+        if name in self._by_name:
+            raise HandlerError(f"a handler named {name!r} is registered already: give each its own name")
+
     def add(self, handler: Handler) -> Handler:
         """Register. Raises HandlerError if the name is taken."""
-        if handler.name in self._by_name:
-            raise HandlerError(f"a handler named {handler.name!r} is registered already: give each its own name")
+        self.require_free(handler.name)
         self._by_name[handler.name] = handler
         return handler
 
@@ -141,7 +149,7 @@ def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
     target = function if inspect.isroutine(function) else type(function).__call__
     try:
         return typing.get_type_hints(target)
-    except NameError as error:
+    except Exception as error:  # reading an annotation that is text runs it
         raise HandlerError(
             f"{where}: an annotation cannot be read: {error}; define the type at module level"
         ) from error
@@ -158,17 +166,52 @@ def _request_type(function: Callable[..., Any], where: str) -> Any:
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not positional or len(positional) > 2 or any(p not in positional for p in required):
         raise HandlerError(f"{where} must take (job) or (job, request), not {inspect.signature(function)}")
+    hints = _hints(function, where)
+    first = hints.get(positional[0].name, Any)
+    if not _may_be_context(first):
+        raise HandlerError(
+            f"{where}: {positional[0].name!r} is the job and cannot be {first}: take (job: JobContext) or (job: JobContext, request),"
+            " a plain function (job: ThreadJobContext)"
+        )
     if len(positional) == 1:
         return NO_BODY
-    kind = _hints(function, where).get(positional[1].name)
+    kind = hints.get(positional[1].name)
     if kind is None:
         raise HandlerError(f"{where}: annotate {positional[1].name!r} with the type of the body")
-    if not is_pydantic(kind):
-        try:
-            msgspec.json.Decoder(kind)
-        except TypeError as error:
-            raise HandlerError(f"{where}: a body cannot be of type {kind}: {error}") from error
+    _check_body_type(kind, where)
     return kind
+
+
+def _may_be_context(kind: Any) -> bool:
+    """Whether a first parameter of that annotation may take the job."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_may_be_context(one) for one in typing.get_args(kind))
+    if kind is Any or isinstance(kind, typing.TypeVar):
+        return True
+    if getattr(kind, "_is_protocol", False):
+        return True
+    return isinstance(kind, type) and any(issubclass(context, kind) for context in _CONTEXTS)
+
+
+def _check_body_type(kind: Any, where: str) -> None:
+    if kind in _CONTEXTS:
+        raise HandlerError(
+            f"{where}: the job is the first parameter and the body the second: take (job: JobContext, request)"
+        )
+    if is_pydantic(kind):
+        return
+    try:
+        msgspec.json.Decoder(kind)
+        unknown = undecodable(kind)
+    except Exception as error:  # msgspec reads the annotations of every field, and text among them is run
+        raise HandlerError(f"{where}: a body cannot be of type {kind}: {error}") from error
+    if unknown is not None:
+        hint = (
+            "a pydantic model can be the whole body only: give it as the parameter's type"
+            if is_pydantic(unknown)
+            else "make it a msgspec.Struct, a dataclass, a TypedDict or a plain JSON type"
+        )
+        raise HandlerError(f"{where}: a body cannot hold {unknown}, which JSON cannot be decoded to: {hint}")
 
 
 def _check_options(handler: Handler, where: str) -> None:

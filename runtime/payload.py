@@ -8,21 +8,41 @@ import re
 from typing import Any, Final
 
 import msgspec
+import msgspec.inspect
 from msgspec import Raw
 
 from callboard.runtime.core.errors import FieldError, InvalidPayload, InvalidRequest
 
-__all__ = ["decode", "encode", "is_pydantic", "storable"]
+__all__ = ["decode", "encode", "is_pydantic", "storable", "undecodable"]
 
 _encoder = msgspec.json.Encoder()
 _syntax = msgspec.json.Decoder(Raw)
 _PATH: Final = re.compile(r"^(?P<text>.*?)(?: - at `(?P<where>key in )?(?P<path>\$.*)`)?$", re.DOTALL)
+_VALUES: Final = frozenset({"default", "default_factory", "extra"})
+"""Parts of msgspec's description of a type that are no types."""
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 
 def is_pydantic(kind: Any) -> bool:
     """Whether ``kind`` is a pydantic model class."""
     return isinstance(kind, type) and hasattr(kind, "model_validate_json") and hasattr(kind, "model_json_schema")
+
+
+def undecodable(kind: Any) -> Any:
+    """The first type within ``kind`` that msgspec does not know and JSON cannot be decoded to; None where there is none."""
+    waiting: list[Any] = [msgspec.inspect.type_info(kind)]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, msgspec.inspect.CustomType):
+            return node.cls
+        if isinstance(node, tuple):
+            waiting += node
+        elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field) and id(node) not in seen:
+            # A type that holds itself is a ring here.
+            seen.add(id(node))
+            waiting += [getattr(node, name) for name in node.__struct_fields__ if name not in _VALUES]
+    return None
 
 
 def decode(kind: Any, body: bytes | Raw) -> Any:

@@ -1,13 +1,14 @@
 """Registration: what a handler may look like, and every refusal with what to change."""
 
 import functools
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import msgspec
 import pydantic
 import pytest
 
-from callboard.runtime import ConfigError, HandlerError, Handlers, JobContext
+from callboard.runtime import ConfigError, HandlerError, Handlers, JobContext, ThreadJobContext
 from callboard.runtime.handlers import NO_BODY, make_handler
 
 
@@ -94,6 +95,93 @@ def test_signature_that_does_not_fit(function: Any, message: str) -> None:
         make_handler("x", function)
     assert isinstance(caught.value, ConfigError)
     assert "'x'" in str(caught.value)
+
+
+class Money:
+    """No type that JSON can be decoded to."""
+
+
+class Tree(msgspec.Struct):
+    children: list["Tree"]
+    default: int = 1
+
+
+class Priced(msgspec.Struct):
+    prices: dict[str, tuple[int, Money]]
+
+
+class Torn(msgspec.Struct):
+    part: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
+
+
+@dataclass
+class Wrapped:
+    model: Model | None
+
+
+class Typed(TypedDict):
+    models: list[Model]
+
+
+class Reporter(Protocol):
+    def log(self, level: Any, message: str) -> None: ...
+
+
+J = TypeVar("J", bound=JobContext)
+
+
+@pytest.mark.parametrize("kind", [Any, object, JobContext, JobContext | ThreadJobContext, Reporter, J, "JobContext"])
+def test_a_first_parameter_that_may_be_the_job(kind: Any) -> None:
+    async def handler(job: Any, body: Tree) -> None: ...
+
+    handler.__annotations__["job"] = kind
+    assert make_handler("x", handler).request_type is Tree
+
+
+@pytest.mark.parametrize("kind", [Body, dict[str, int], int, Body | Other, None])
+@pytest.mark.parametrize("takes_body", [True, False])
+def test_a_first_parameter_that_cannot_be_the_job(kind: Any, takes_body: bool) -> None:
+    async def with_one(job: Any) -> None: ...
+
+    async def with_two(job: Any, body: Body) -> None: ...
+
+    function = with_two if takes_body else with_one
+    function.__annotations__["job"] = kind
+    with pytest.raises(HandlerError, match=r"'job' is the job and cannot be .*: take \(job: JobContext\) or"):
+        make_handler("x", function)
+
+
+@pytest.mark.parametrize("kind", [JobContext, ThreadJobContext])
+def test_a_body_and_a_job_that_are_swapped(kind: Any) -> None:
+    def handler(body: Any, job: Any) -> None: ...
+
+    handler.__annotations__["job"] = kind
+    with pytest.raises(HandlerError, match="the job is the first parameter and the body the second"):
+        make_handler("x", handler)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Money, "cannot hold .*Money.*: make it a msgspec.Struct"),
+        (Priced, "cannot hold .*Money"),
+        (list[Money | None], "cannot hold .*Money"),
+        (list[Model], "cannot hold .*Model.*: a pydantic model can be the whole body only"),
+        (Model | None, "a pydantic model can be the whole body only"),
+        (Wrapped, "a pydantic model can be the whole body only"),
+        (Typed, "a pydantic model can be the whole body only"),
+        (Torn, "a body cannot be of type .*Torn.*: .*Nowhere"),
+        ("1 / 0", "an annotation cannot be read: division by zero"),
+        ("list[", "an annotation cannot be read"),
+    ],
+    ids=str,
+)
+def test_a_body_that_json_cannot_be_decoded_to(kind: Any, message: str) -> None:
+    async def handler(job: JobContext, body: Any) -> None: ...
+
+    handler.__annotations__["body"] = kind
+    with pytest.raises(HandlerError, match=message):
+        make_handler("x", handler)
 
 
 @pytest.mark.parametrize(
