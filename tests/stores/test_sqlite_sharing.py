@@ -1,0 +1,170 @@
+"""Who shares an SQLite store: processes that take turns, tell each other news, and die."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+from tests.stores.kit import line_of, opened, scalar, start_child
+
+from callboard.runtime.core.job import Status
+from callboard.stores.conformance_bench import job, submit
+from callboard.stores.filelock import FairLock, LifeLock, is_dead, life_lock_path, remove_dead
+
+
+async def test_the_jobs_of_a_killed_process_come_back_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    async with opened(path, "parent") as store:
+        await submit(store, 1, 2, 3)
+        (mine,) = await store.claim(queues=["default"], names=["send"], limit=1, lease_ms=3_600_000)
+        with start_child(f"hold(Path({str(path)!r}))") as child:
+            try:
+                assert await line_of(child) == "2"
+                cursor = (await store.wait_news(None)).cursor
+                # As long as it lives nothing is taken from it.
+                assert await store.lapse(limit=10) == []
+                with trio.move_on_after(0.6) as patience:
+                    await store.wait_news(cursor)
+                assert patience.cancelled_caught
+                assert life_lock_path(path, "child").exists()
+            finally:
+                child.send_signal(signal.SIGKILL)
+                child.wait()
+        with trio.fail_after(2):
+            assert (await store.wait_news(cursor)).holder_died
+        first = await store.lapse(limit=1)
+        second = await store.lapse(limit=10)
+        assert [item.job.status for item in (*first, *second)] == [Status.QUEUED, Status.QUEUED]
+        assert {item.job.id for item in (*first, *second)} == {job(2).id, job(3).id}
+        assert await store.lapse(limit=10) == []
+        assert not life_lock_path(path, "child").exists()
+        assert (await store.get([mine.job.id]))[0] == mine.job
+        with trio.move_on_after(0.6) as patience:
+            await store.wait_news(cursor)
+        assert patience.cancelled_caught
+
+
+async def test_a_restart_after_a_kill_takes_the_jobs_back_even_under_the_same_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    async with opened(path, "parent") as store:
+        await submit(store, 1, 2)
+    with start_child(f"hold(Path({str(path)!r}))") as child:
+        assert await line_of(child) == "2"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    async with opened(path, "child") as store:
+        assert len(await store.lapse(limit=10)) == 2
+
+
+async def test_a_store_that_closes_while_it_holds_jobs_gives_them_up(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    async with opened(path, "here") as store:
+        async with opened(path, "there/with: odd name" + "x" * 300) as other:
+            await submit(store, 1)
+            (claimed,) = await other.claim(queues=["default"], names=["send"], limit=1, lease_ms=10_000_000)
+            assert await store.lapse(limit=1) == []
+            assert (await other.lapse(limit=1)) == []
+        (lapsed,) = await store.lapse(limit=1)
+        assert (lapsed.job.id, lapsed.job.fence) == (claimed.job.id, 0)
+        assert await store._connected().engine.read(lambda c: c.execute("SELECT name FROM worker").fetchall()) == [
+            ("here",)
+        ]
+
+
+async def test_who_lets_go_and_asks_again_stands_behind_who_waits(tmp_path: Path) -> None:
+    files = tmp_path / "turnstile", tmp_path / "lock"
+    busy, waiting, order = FairLock(*files), FairLock(*files), list[str]()
+
+    async def wait() -> None:
+        await waiting.acquire(5)
+        order.append("waiting")
+        waiting.release()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            await busy.acquire(5)
+            nursery.start_soon(wait)
+            await trio.sleep(0.02)
+            busy.release()
+            await busy.acquire(5)
+            order.append("busy")
+            busy.release()
+        assert order == ["waiting", "busy"]
+    finally:
+        busy.close()
+        waiting.close()
+
+
+async def test_two_busy_processes_get_about_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    async with opened(path):
+        pass
+    with (
+        start_child(f"toil(Path({str(path)!r}), 1, 1.5)") as one,
+        start_child(f"toil(Path({str(path)!r}), 2, 1.5)") as two,
+    ):
+        for child in (one, two):
+            assert await line_of(child) == "ready"
+        for child in (one, two):
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        shares = [(await line_of(child)).split() for child in (one, two)]
+    done = [int(share[0]) for share in shares]
+    assert sum(done) > 40
+    assert min(done) * 4 > max(done), shares
+    assert max(float(share[1]) for share in shares) < 1.0, shares
+    assert scalar(path, "SELECT count(*) FROM job") == sum(done)
+
+
+async def test_news_cross_between_processes(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    async with opened(path, "parent") as store:
+        cursor = (await store.wait_news(None)).cursor
+        await submit(store, 1, 2)
+        with start_child(f"hold(Path({str(path)!r}))") as child:
+            with trio.fail_after(20):
+                news = await store.wait_news(cursor)
+            child.kill()
+        assert [(event.job_id, event.seq) for event in news.events] == [(job(1).id, 2), (job(2).id, 2)]
+
+
+async def test_more_news_than_fit_into_one_answer(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    async with opened(path, "here") as here, opened(path, "there") as there:
+        cursor, seen = (await here.wait_news(None)).cursor, list[str]()
+        await submit(there, *range(2500))
+        for size in (1000, 1000, 500):
+            news = await here.wait_news(cursor)
+            assert (len(news.events), news.complete) == (size, True)
+            cursor, seen = news.cursor, seen + [event.job_id for event in news.events]
+        assert seen == [job(number).id for number in range(2500)]
+
+
+async def test_a_news_cursor_from_the_future_is_not_complete(tmp_path: Path) -> None:
+    async with opened(tmp_path / "x.db") as store:
+        news = await store.wait_news("n999")
+        assert (news.complete, news.cursor) == (False, "n0")
+        with pytest.raises(ValueError, match="cursor"):
+            await store.wait_news("b1")
+
+
+async def test_a_life_lock_that_is_held_is_never_removed(tmp_path: Path) -> None:
+    path = tmp_path / "x-worker-w.lock"
+    assert is_dead(path)
+    remove_dead(path)
+    assert not path.exists()
+    lock = LifeLock(path)
+    try:
+        remove_dead(path)
+        assert path.exists()
+        assert not is_dead(path)
+        with pytest.raises(BlockingIOError):
+            LifeLock(path)
+    finally:
+        lock.close()
+    assert not path.exists()
+    path.touch()
+    assert is_dead(path)
+    remove_dead(path)
+    assert not path.exists()
