@@ -17,7 +17,7 @@ from callboard.stores.filelock import FairLock
 from callboard.stores.pace import Pace
 from callboard.stores.sqlite_file import uri
 
-__all__ = ["PATIENCE_SECONDS", "Engine", "Synchronous", "snapshot"]
+__all__ = ["PATIENCE_SECONDS", "Engine", "Synchronous", "is_busy", "patiently", "snapshot"]
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -56,7 +56,7 @@ class Engine:
             except trio.TooSlowError as error:
                 raise StoreUnavailable("another process keeps the SQLite store locked") from error
             try:
-                writer = await self._patiently(self._begin)
+                writer = await patiently(self._begin)
                 result = self._work(writer, work)
                 await self._commit(writer)
                 return result
@@ -67,7 +67,7 @@ class Engine:
         """What ``work`` returns; it only reads."""
         await trio.lowlevel.checkpoint()
         try:
-            return await self._patiently(lambda: work(self._reading_connection()))
+            return await patiently(lambda: work(self._reading_connection()))
         except StoreUnavailable:
             self._close_reader()
             raise
@@ -160,18 +160,24 @@ class Engine:
             # Closing a connection ends its transaction too.
             self._close_writer()
 
-    async def _patiently(self, step: Callable[[], T]) -> T:
-        """What ``step`` returns, as soon as nobody's lock is in its way."""
-        deadline = trio.current_time() + PATIENCE_SECONDS
-        while True:
-            try:
-                return step()
-            except sqlite3.Error as error:
-                if not _is_busy(error):
-                    _fail(error)
-                if trio.current_time() >= deadline:
-                    raise StoreUnavailable("another process keeps the SQLite store locked") from error
-            await trio.sleep(_RETRY_SECONDS)
+
+async def patiently(step: Callable[[], T]) -> T:
+    """What ``step`` returns, as soon as nobody's lock is in its way. Raises StoreUnavailable after ``PATIENCE_SECONDS``."""
+    deadline = trio.current_time() + PATIENCE_SECONDS
+    while True:
+        try:
+            return step()
+        except sqlite3.Error as error:
+            if not is_busy(error):
+                _fail(error)
+            if trio.current_time() >= deadline:
+                raise StoreUnavailable("another process keeps the SQLite store locked") from error
+        await trio.sleep(_RETRY_SECONDS)
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether someone else's lock is in the way."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
 
 
 @contextmanager
@@ -190,10 +196,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
 
 
 def _fail(error: sqlite3.Error) -> NoReturn:

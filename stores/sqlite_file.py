@@ -33,14 +33,21 @@ _NETWORK: Final = frozenset(
 """Filesystems on which locks or shared memory do not work between machines. Source: sqlite.org/wal.html, "same host"."""
 
 _MAGIC: Final = b"SQLite format 3\0"
+_WAL_AT: Final = 2
+"""Behind the magic and the page size: the versions for writing and reading. Source: sqlite.org/fileformat.html, 1.3.3."""
+_WAL: Final = b"\2\2"
 
 
 def inspect(path: Path) -> bool:
-    """Whether ``path`` holds a store of ours; False when it is free to become one. Raises StoreRefused when it is neither."""
+    """Whether ``path`` holds a store of ours, in WAL mode; False when it is for ``lay_out`` to make it one.
+
+    Raises StoreRefused when it is another's.
+    """
     _check_place(path)
     try:
         with path.open("r+b") as file:
             head = file.read(len(_MAGIC))
+            versions = file.read(_WAL_AT + len(_WAL))[_WAL_AT:]
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -49,7 +56,7 @@ def inspect(path: Path) -> bool:
         return False
     if head != _MAGIC:
         raise StoreRefused(f"{path} is not an SQLite database: give the store a file of its own")
-    return _is_ours(path)
+    return _is_ours(path) and versions == _WAL
 
 
 def uri(path: Path, mode: str) -> str:

@@ -1,4 +1,4 @@
-"""Makes the file of an SQLite store, once, however many processes begin at the same moment."""
+"""Makes the file of an SQLite store whole, once, however many processes begin at the same moment."""
 
 import sqlite3
 from pathlib import Path
@@ -7,7 +7,7 @@ import trio
 
 from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.stores.filelock import FairLock
-from callboard.stores.sqlite_engine import PATIENCE_SECONDS
+from callboard.stores.sqlite_engine import PATIENCE_SECONDS, is_busy, patiently
 from callboard.stores.sqlite_file import inspect, uri
 from callboard.stores.sqlite_schema import lay_out
 
@@ -47,19 +47,21 @@ async def _create(path: Path, lock: FairLock) -> None:
         raise StoreUnavailable("another process keeps the SQLite store locked") from error
     try:
         if not inspect(path):
-            _lay_out(path)
+            await patiently(lambda: _lay_out(path))
     finally:
         lock.release()
 
 
 def _lay_out(path: Path) -> None:
     try:
-        connection = sqlite3.connect(uri(path, "mode=rwc"), uri=True, isolation_level=None)
+        connection = sqlite3.connect(uri(path, "mode=rwc"), uri=True, timeout=0, isolation_level=None)
         try:
             lay_out(connection)
         finally:
             connection.close()
     except sqlite3.Error as error:
+        if is_busy(error):
+            raise
         raise StoreRefused(f"no database can be made at {path} ({error}): check the disk and the directory") from error
 
 

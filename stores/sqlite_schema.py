@@ -66,12 +66,20 @@ CREATE TABLE worker (origin INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NUL
 
 
 def lay_out(connection: sqlite3.Connection) -> None:
-    """Turn an empty database into one of ours, in one transaction, and into WAL mode after that."""
+    """Turn an empty database into one of ours. A store of ours only gets WAL mode, if a copy of it lost that.
+
+    WAL mode comes first, for the tables are one transaction: whenever a process is killed, what it leaves behind is either
+    still empty or whole. Raises sqlite3.Error.
+    """
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise sqlite3.NotSupportedError(f"WAL mode is refused, it stays in {mode} mode")
+    if connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
+        return
     connection.execute("BEGIN IMMEDIATE")
     for statement in _TABLES.split(";\n"):
         connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {USER_VERSION}")
     connection.execute("COMMIT")
-    connection.execute("PRAGMA journal_mode = WAL").fetchone()

@@ -12,6 +12,8 @@ import trio
 
 from callboard.stores.sqlite import SqliteStore
 
+__all__ = ["CHILD", "line_of", "names", "opened", "run_sql", "scalar", "start_child", "start_python"]
+
 
 @asynccontextmanager
 async def opened(path: Path, worker: str = "w", **options: Any) -> AsyncIterator[SqliteStore]:
@@ -50,6 +52,7 @@ from pathlib import Path
 import trio
 from callboard.stores.conformance_bench import after, birth, submit, succeed
 from callboard.stores.sqlite import SqliteStore
+from callboard.stores.sqlite_crew import Crew
 
 async def create(path, number):
     store = SqliteStore(path)
@@ -64,6 +67,11 @@ async def hold(path):
     claimed = await store.claim(queues=["default"], names=["send"], limit=2, lease_ms=3_600_000)
     print(len(claimed), flush=True)
     await trio.sleep_forever()
+
+def live(path):
+    Crew(path, "child")
+    print("alive", flush=True)
+    sys.stdin.readline()
 
 async def toil(path, number, seconds):
     store = SqliteStore(path)

@@ -7,9 +7,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.stores.kit import line_of, names, opened, run_sql, scalar, start_child
+import trio
+from tests.stores.kit import line_of, names, opened, run_sql, scalar, start_child, start_python
 
-from callboard.runtime.core.errors import StoreRefused
+from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Status
 from callboard.stores import sqlite_file
 from callboard.stores.conformance_bench import after, submit, succeed
@@ -202,3 +203,76 @@ async def test_the_file_shrinks_after_a_prune(tmp_path: Path) -> None:
     assert path.stat().st_size < before / 2
     assert scalar(path, "SELECT (SELECT count(*) FROM event) + (SELECT count(*) FROM request)") == 0
     assert scalar(path, "PRAGMA integrity_check") == "ok"
+
+
+LAY_OUT_AND_DIE = """
+import os, signal, sqlite3, sys
+from callboard.stores.sqlite_schema import lay_out
+
+class Dying:
+    def __init__(self, connection, steps):
+        self.connection, self.steps = connection, steps
+    def execute(self, statement):
+        if self.steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.steps -= 1
+        return self.connection.execute(statement)
+
+for steps in range(100):
+    if os.fork() == 0:
+        lay_out(Dying(sqlite3.connect(f"{sys.argv[1]}/{steps}.db", isolation_level=None), steps))
+        os._exit(0)
+    if os.wait()[1] == 0:
+        print(steps)
+        break
+"""
+
+
+async def test_whoever_is_killed_while_he_makes_it_leaves_what_the_next_can_finish(tmp_path: Path) -> None:
+    with start_python(LAY_OUT_AND_DIE, str(tmp_path)) as child:
+        steps = int(await line_of(child))
+    assert steps > 10
+    for path in [tmp_path / f"{step}.db" for step in range(steps + 1)]:
+        async with opened(path) as store:
+            await submit(store, 1)
+        assert (scalar(path, "PRAGMA journal_mode"), scalar(path, "PRAGMA auto_vacuum")) == ("wal", 2), path
+        assert scalar(path, "PRAGMA user_version") == USER_VERSION
+        assert scalar(path, "PRAGMA integrity_check") == "ok"
+
+
+async def a_store_without_wal(path: Path) -> None:
+    async with opened(path) as store:
+        await submit(store, 1)
+    run_sql(path, "PRAGMA journal_mode = DELETE")
+
+
+async def test_a_copy_that_lost_its_wal_mode_gets_it_back(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    await a_store_without_wal(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM job").fetchall()
+
+        async def let_go() -> None:
+            await trio.sleep(0.3)
+            other.execute("ROLLBACK")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(let_go)
+            async with opened(path) as store:
+                assert await store.counts() == {("default", Status.QUEUED): 1}
+    assert scalar(path, "PRAGMA journal_mode") == "wal"
+
+
+async def test_wal_mode_that_someone_keeps_from_it_is_an_outage(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    await a_store_without_wal(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM job").fetchall()
+        with pytest.raises(StoreUnavailable, match="locked"):
+            async with opened(path):
+                pass
+    async with opened(path):
+        pass
+    assert scalar(path, "PRAGMA journal_mode") == "wal"
