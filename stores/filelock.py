@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import trio
 
-__all__ = ["FairLock", "LifeLock", "is_dead", "life_lock_path", "remove_dead"]
+__all__ = ["FairLock", "LifeLock", "is_dead", "life_lock_path", "life_locks", "remove_dead"]
 
 _LOOK_SECONDS: Final = 0.0005
 _MAX_NAME: Final = 80
@@ -90,6 +90,15 @@ def life_lock_path(database: Path, worker: str) -> Path:
     return database.with_name(f"{database.name}-worker-{name}.lock")
 
 
+def life_locks(database: Path) -> list[Path]:
+    """The locks of workers that lie beside ``database``, whoever made them and whether or not he lives."""
+    begin = f"{database.name}-worker-"
+    # A database may itself be called "jobs.db-worker-x"; the locks around its writes lie here too and must stay.
+    others = ("-turnstile.lock", "-writer.lock")
+    found = (path for path in database.parent.iterdir() if path.name.startswith(begin))
+    return [path for path in found if path.name.endswith(".lock") and not path.name.endswith(others)]
+
+
 def is_dead(path: Path) -> bool:
     """Whether nobody holds that lock."""
     try:
@@ -121,9 +130,16 @@ def _lock_current(path: Path) -> int | None:
             os.close(descriptor)
             return None
         # The file may have been removed between opening and locking; a lock on that one would be seen by nobody.
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+        if _is_at(path, descriptor):
             return descriptor
         os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 async def _look(descriptor: int) -> None:

@@ -5,11 +5,12 @@ names the origin of its holder; one whose lock is free, or that the table no lon
 """
 
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from callboard.runtime.core.errors import StoreRefused
-from callboard.stores.filelock import LifeLock, is_dead, life_lock_path, remove_dead
+from callboard.stores.filelock import LifeLock, is_dead, life_lock_path, life_locks, remove_dead
 
 __all__ = ["Crew"]
 
@@ -42,6 +43,7 @@ class Crew:
         connection.execute("UPDATE job SET ready = 1 WHERE ready = 2")
         connection.execute("DELETE FROM worker WHERE name = ?", (self.worker,))
         self.origin = connection.execute("INSERT INTO worker (name) VALUES (?)", (self.worker,)).lastrowid or 0
+        self._remove_strays(connection)
 
     def close(self) -> None:
         """Let go of the name."""
@@ -59,6 +61,19 @@ class Crew:
                 connection.execute("DELETE FROM worker WHERE origin = ?", (origin,))
                 # Should the transaction fail, a missing file says dead as well.
                 remove_dead(life_lock_path(self._database, name))
+
+    def _remove_strays(self, connection: sqlite3.Connection) -> None:
+        """Remove the files of those who were killed before they could register, or before their file could go.
+
+        One who is about to register holds his lock already; one who has the file open and not yet locked makes another.
+        """
+        names = connection.execute("SELECT name FROM worker").fetchall()
+        known = {life_lock_path(self._database, name) for (name,) in names}
+        for path in life_locks(self._database):
+            if path not in known:
+                # Another user's file is his to remove.
+                with suppress(OSError):
+                    remove_dead(path)
 
     def _is_dead(self, origin: int, name: str | None) -> bool:
         if origin == self.origin:

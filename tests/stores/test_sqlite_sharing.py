@@ -1,11 +1,13 @@
 """Who shares an SQLite store: processes that take turns, tell each other news, and die."""
 
 import signal
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
-from tests.stores.kit import line_of, opened, scalar, start_child
+from tests.stores.kit import CHILD, line_of, opened, run_sql, scalar, start_child, start_python
 
 from callboard.runtime.core.job import Status
 from callboard.stores.conformance_bench import job, submit
@@ -166,5 +168,64 @@ async def test_a_life_lock_that_is_held_is_never_removed(tmp_path: Path) -> None
     assert not path.exists()
     path.touch()
     assert is_dead(path)
+    remove_dead(path)
+    assert not path.exists()
+
+
+async def test_the_lock_of_one_who_died_before_he_registered_goes_at_the_next_opening(tmp_path: Path) -> None:
+    path = tmp_path / "x[1].db"
+    neighbours = [tmp_path / f"x[1].db-worker-a-{kind}.lock" for kind in ("writer", "turnstile")]
+    for neighbour in neighbours:
+        neighbour.touch()
+    with start_python(f"{CHILD}\nlive(Path({str(path)!r}))") as child:
+        try:
+            assert await line_of(child) == "alive"
+            async with opened(path):
+                assert life_lock_path(path, "w").exists()
+                assert life_lock_path(path, "child").exists(), "it lives, and may register any moment"
+        finally:
+            child.send_signal(signal.SIGKILL)
+    assert life_lock_path(path, "child").exists()
+    async with opened(path):
+        assert not life_lock_path(path, "child").exists()
+        assert life_lock_path(path, "w").exists()
+    assert all(neighbour.exists() for neighbour in neighbours)
+
+
+async def test_the_locks_of_workers_that_are_known_are_left_to_who_takes_their_jobs(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    async with opened(path, "here"):
+        run_sql(path, "INSERT INTO worker (name) VALUES ('dead')")
+        life_lock_path(path, "dead").touch()
+        async with opened(path, "there") as there:
+            assert life_lock_path(path, "here").exists()
+            assert life_lock_path(path, "dead").exists()
+            await there.lapse(limit=1)
+            assert not life_lock_path(path, "dead").exists()
+
+
+def test_many_may_hold_and_remove_one_lock_at_once(tmp_path: Path) -> None:
+    path, holders, errors = tmp_path / "x-worker-w.lock", list[int](), list[object]()
+
+    def take_turns(number: int) -> None:
+        try:
+            for _ in range(300):
+                remove_dead(path)
+                with suppress(BlockingIOError):
+                    lock = LifeLock(path)
+                    holders.append(number)
+                    if len(holders) > 1 or is_dead(path):
+                        errors.append([*holders])
+                    holders.remove(number)
+                    lock.close()
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=take_turns, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
     remove_dead(path)
     assert not path.exists()
