@@ -5,7 +5,7 @@ an app that identifies its callers and brings no ``authorize`` gets the obvious 
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from quart.wrappers.base import BaseRequestWebsocket
 
@@ -24,6 +24,10 @@ Authorize = Callable[[Any, str, Job | None], bool | Awaitable[bool]]
 """``authorize(request, action, job)`` says whether the caller may; ``job`` is None where no job is meant. It may be async."""
 
 
+NAMELESS: Final = ""
+"""Owner of the jobs of callers whom ``identify`` does not name."""
+
+
 class Access:
     """The hooks of one app. A plain hook is called in the event loop: it must not block."""
 
@@ -38,13 +42,23 @@ class Access:
         """The caller's name by ``identify``; None without the hook."""
         return None if self.identify is None else await _result(self.identify(request))
 
+    async def owner(self, request: BaseRequestWebsocket) -> str | None:
+        """As whose the caller's jobs are stored and listed; None where a list is not bound to an owner.
+
+        Where names alone decide, the nameless ones share a name, so that the store can list their jobs and nobody else's.
+        """
+        name = await self.caller(request)
+        if not name and self.identify is not None and self.authorize is None:
+            return NAMELESS
+        return name
+
     async def allows(self, request: BaseRequestWebsocket, action: Action, job: Job | None = None) -> bool:
         """Whether the caller may do ``action``, with ``job`` where one is meant."""
         if self.authorize is not None:
             return bool(await _result(self.authorize(request, action, job)))
         if self.identify is None or job is None:
             return True
-        return job.owner == await self.caller(request)
+        return (job.owner or NAMELESS) == (await self.caller(request) or NAMELESS)
 
     async def require(self, request: BaseRequestWebsocket, action: Action, job: Job | None = None) -> None:
         """Raises JobNotFound without a right to ``job``, Refusal (403) without a right to ``action``."""

@@ -18,6 +18,7 @@ from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import JobFilter
 from callboard.web import parsing, problems
 from callboard.web.answers import job_answer, json_answer, json_bytes, place_of, poll_after_seconds
+from callboard.web.cursors import seal, unseal
 from callboard.web.problems import Refusal
 from callboard.web.render import Place, entity_tag, expires, job_fields, job_location
 
@@ -97,16 +98,20 @@ class JobRoutes:
             statuses=parsing.statuses(args.getlist("status")),
             name=args.get("name"),
             queue=args.get("queue"),
-            owner=await self._board.access.caller(request),
+            owner=await self._board.access.owner(request),
         )
         limit = parsing.limit(args.get("limit", "50"))
         try:
-            page = await self._board.runtime.list(where, cursor=args.get("cursor"), limit=limit)
+            cursor = None if "cursor" not in args else unseal(args["cursor"])
+            page = await self._board.runtime.list(where, cursor=cursor, limit=limit)
         except ValueError:
             raise InvalidRequest("cursor is none that this list gave: begin again without it") from None
         place = place_of(request, self._board.prefix)
         seen = [job for job in page.jobs if await self._board.access.allows(request, "read", job)]
-        body = {"jobs": [job_fields(job, place) for job in seen], "next": page.next}
+        body = {
+            "jobs": [job_fields(job, place) for job in seen],
+            "next": None if page.next is None else seal(page.next),
+        }
         return json_answer(json_bytes(body), headers={"Cache-Control": CACHE})
 
     async def delete(self, job_id: str) -> Response:

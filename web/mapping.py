@@ -83,7 +83,7 @@ def make_view(board: "Callboard", mapping: Mapping) -> View:
 
 async def _submit(board: "Callboard", mapping: Mapping, route_params: dict[str, Any]) -> Any:
     await board.access.require(request, "submit")
-    owner = await board.access.caller(request)
+    owner = await board.access.owner(request)
     options = _options(mapping, board.runtime.config.timeout_seconds)
     text, body = await _body(mapping.handler, board.runtime.config.max_body_bytes)
     answered = await _validated(mapping, body)

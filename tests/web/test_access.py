@@ -46,6 +46,36 @@ async def test_callers_see_their_own_jobs_only(open_site: OpenSite, hook: Any) -
     assert [one["id"] for one in (await site.http.get("/jobs", headers=ANN)).json()["jobs"]] == [job["id"]]
 
 
+async def listed(site: Site, who: dict[str, str], query: str = "") -> tuple[list[str], str | None]:
+    page = (await site.http.get(f"/jobs?{query}", headers=who)).json()
+    return [job["id"] for job in page["jobs"]], page["next"]
+
+
+async def test_callers_without_a_name_list_the_jobs_of_such_in_full_pages(open_site: OpenSite) -> None:
+    site = await open_site(identify=identify)
+    own: list[str] = []
+    for _ in range(3):
+        own.insert(0, (await order(site, {})).json()["id"])
+        await order(site, ANN)
+    inside = await site.board.runtime.submit("Void")
+    first, cursor = await listed(site, {}, "limit=2")
+    assert first == own[:2]
+    assert await listed(site, {}, f"limit=2&cursor={cursor}") == (own[2:], None)
+    assert len((await listed(site, ANN))[0]) == 3
+    assert (await site.http.get(f"/jobs/{own[0]}")).status_code == 200
+    assert (await site.http.get(f"/jobs/{own[0]}", headers=ANN)).status_code == 404
+    assert (await site.http.get(f"/jobs/{inside.id}")).status_code == 200
+    assert (await site.http.get(f"/jobs/{inside.id}", headers=ANN)).status_code == 404
+
+
+async def test_with_authorize_the_hook_decides_about_each_job_that_a_nameless_caller_lists(open_site: OpenSite) -> None:
+    site = await open_site(identify=identify, authorize=lambda request, action, job: job is None or job.owner != "bob")
+    nameless, anns = [(await order(site, who)).json()["id"] for who in ({}, ANN)]
+    await order(site, BOB)
+    assert await listed(site, {}) == ([anns, nameless], None)
+    assert await listed(site, ANN) == ([anns], None)
+
+
 async def test_keys_and_chosen_ids_are_each_callers_own(open_site: OpenSite) -> None:
     # Even where everybody may read everything: whose request it was is part of what was asked.
     site = await open_site(identify=identify, authorize=lambda request, action, job: True)

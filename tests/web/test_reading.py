@@ -251,7 +251,16 @@ async def test_the_list_is_filtered(site: Site) -> None:
 
 
 async def test_a_list_that_cannot_be_meant_is_400(site: Site) -> None:
-    for query in ["status=done", "limit=0", "limit=201", "limit=x", "cursor=x", "cursor=", "status=Completed&status="]:
+    for query in [
+        "status=done",
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "cursor=x",
+        "cursor=",
+        "cursor=b2",
+        "status=Completed&status=",
+    ]:
         assert_problem(await site.http.get(f"/jobs?{query}"), 400)
 
 
