@@ -74,12 +74,16 @@ def _checked(board: "Callboard", route: Route) -> View:
 
 
 def _unknown_view(board: "Callboard", routes: list[Route]) -> View:
-    known = Map([Rule(board.prefix + route.path, methods=[route.method], endpoint=route.path) for route in routes])
+    def rules(of: list[Route]) -> Map:
+        return Map([Rule(board.prefix + route.path, methods=[route.method], endpoint=route.path) for route in of])
+
+    # A path of its own comes first: /metrics could also be the path of a job.
+    known = [rules([route for route in routes if "<" not in route.path]), rules(routes)]
 
     async def unknown(rest: str = "") -> Response:
         if request.method not in SAFE_METHODS:
             board.access.check_origin(request)
-        allowed = {*known.bind("").allowed_methods(request.path)}
+        allowed = next(filter(None, ({*paths.bind("").allowed_methods(request.path)} for paths in known)), set())
         if not allowed:
             raise Refusal(404, "not-found", "There is nothing at this path.")
         headers = {"Allow": ", ".join(sorted({*allowed, "OPTIONS"}))}

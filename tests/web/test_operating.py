@@ -158,7 +158,8 @@ async def test_a_method_that_a_path_does_not_take_is_405(site: Site) -> None:
         ("POST", "/jobs", "GET, HEAD, OPTIONS"),
         ("PUT", "/jobs/01234567-89ab-7def-8123-456789abcdef", "DELETE, GET, HEAD, OPTIONS"),
         ("GET", "/jobs/01234567-89ab-7def-8123-456789abcdef/cancel", "OPTIONS, POST"),
-        ("BREW", "/jobs/metrics", "DELETE, GET, HEAD, OPTIONS"),
+        ("BREW", "/jobs/metrics", "GET, HEAD, OPTIONS"),
+        ("POST", "/jobs/openapi.json", "GET, HEAD, OPTIONS"),
         ("PATCH", "/jobs/health/live", "GET, HEAD, OPTIONS"),
     ]:
         answer = await site.http.request(method, path)
