@@ -6,6 +6,7 @@ job's life; the runtime does.
 
 import inspect
 import math
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -16,6 +17,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 
 from callboard.runtime import Accepted, Submission
 from callboard.runtime.core.errors import (
+    ConfigError,
     InvalidRequest,
     JobExists,
     JobNotFound,
@@ -39,6 +41,8 @@ __all__ = ["UNSTORED_HEADERS", "Mapping", "make_view"]
 
 UNSTORED_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key", "x-auth-token"})
 """Request headers that never reach the store. Source: the wire contract."""
+
+_EMPTY_OBJECT: Final = re.compile(rb"[ \t\r\n]*\{[ \t\r\n]*\}[ \t\r\n]*")
 
 View = Callable[..., Awaitable[Any]]
 
@@ -103,13 +107,10 @@ async def _submit(board: "Callboard", mapping: Mapping, route_params: dict[str, 
 
 
 def _options(mapping: Mapping, default_timeout_seconds: float | None) -> Options:
-    headers = request.headers
-    delay, run_at = headers.get("Job-Delay"), headers.get("Job-Run-At")
-    timeout, priority = headers.get("Job-Timeout"), headers.get("Job-Priority")
-    _allow(mapping.allow_delay, "Job-Delay", delay)
-    _allow(mapping.allow_delay, "Job-Run-At", run_at)
-    _allow(mapping.allow_timeout, "Job-Timeout", timeout)
-    _allow(mapping.allow_priority, "Job-Priority", priority)
+    delay = _option("Job-Delay", mapping.allow_delay)
+    run_at = _option("Job-Run-At", mapping.allow_delay)
+    timeout = _option("Job-Timeout", mapping.allow_timeout)
+    priority = _option("Job-Priority", mapping.allow_priority)
     if delay is not None and run_at is not None:
         raise InvalidRequest("Job-Delay and Job-Run-At are given together: give one of them")
     return Options(
@@ -120,9 +121,11 @@ def _options(mapping: Mapping, default_timeout_seconds: float | None) -> Options
     )
 
 
-def _allow(allowed: bool, header: str, value: str | None) -> None:
+def _option(header: str, allowed: bool) -> str | None:
+    value = parsing.single(request.headers.getlist(header), header)
     if value is not None and not allowed:
         raise InvalidRequest(f"{header} is not allowed here: leave it out")
+    return value
 
 
 def _timeout(text: str, handler: Handler, default_seconds: float | None) -> float:
@@ -142,8 +145,9 @@ async def _body(handler: Handler, max_body_bytes: int) -> tuple[Raw, Any]:
     if is_too_large(request) or len(text) > max_body_bytes:
         raise _too_large(max_body_bytes)
     if not handler.takes_body:
-        if text:
-            raise InvalidRequest("this takes no body: send none")
+        # Many a client sends an empty object where it has nothing to say.
+        if text and not _EMPTY_OBJECT.fullmatch(text):
+            raise InvalidRequest("this takes no body: send none, or {}")
         return NULL, None
     if not text:
         raise InvalidRequest("the body is missing: send JSON")
@@ -174,7 +178,13 @@ async def _validated(mapping: Mapping, body: Any) -> Any:
 
 
 def _priority(handler: Handler, options: Options, body: Any) -> int:
-    return handler.priority_of(body) if options.priority is None else options.priority
+    if options.priority is not None:
+        return options.priority
+    try:
+        return handler.priority_of(body)
+    except Exception as error:
+        # The client has done nothing wrong: this is answered as the app's bug that it is.
+        raise ConfigError(f"the priority function of handler {handler.name!r} gave no priority: {error}") from error
 
 
 def _request(text: Raw, route_params: dict[str, Any], board: "Callboard") -> Request:

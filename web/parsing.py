@@ -20,12 +20,18 @@ __all__ = [
     "run_at_ms",
     "seconds",
     "sequence",
+    "single",
     "statuses",
 ]
 
 MAX_LIMIT: Final = 200
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _DECIMAL: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
+_RFC_3339: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})",
+    re.IGNORECASE | re.ASCII,
+)
+"""Source: RFC 3339, section 5.6. Python reads other forms of ISO 8601 too, week dates among them."""
 _WHOLE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -97,6 +103,13 @@ def idempotency_key(values: list[str]) -> str | None:
     return key
 
 
+def single(values: list[str], header: str) -> str | None:
+    """The one value of a header; None if it is not given."""
+    if len(values) > 1:
+        raise InvalidRequest(f"{header} is given more than once: give one")
+    return values[0] if values else None
+
+
 def priority(text: str) -> int:
     """The value of ``Job-Priority``."""
     if not re.fullmatch(r"[+-]?[0-9]{1,4}", text.strip(), re.ASCII) or abs(int(text)) > MAX_PRIORITY:
@@ -107,6 +120,8 @@ def priority(text: str) -> int:
 def run_at_ms(text: str) -> int:
     """The value of ``Job-Run-At`` in milliseconds since the epoch."""
     try:
+        if not _RFC_3339.fullmatch(text.strip()):
+            raise ValueError("another form of time")
         return parse_time(text.strip())
     except (ValueError, OverflowError):
         raise InvalidRequest(

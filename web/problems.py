@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from quart import Response, current_app
@@ -39,6 +40,10 @@ _FIXED: Final[dict[type[CallboardError], str]] = {
     ShuttingDown: "This server takes no new work. Repeat the request; it is safe.",
 }
 """Errors whose own text is not for clients."""
+
+
+_PATH_SIGNS: Final = "/:@!$&'()*+,;=~"
+"""What stands for itself in a path. Source: RFC 3986, section 3.3."""
 
 
 class Refusal(CallboardError):
@@ -115,7 +120,7 @@ def _problem(
         "title": title,
         "status": status,
         "detail": detail,
-        "instance": request.root_path + request.path,
+        "instance": quote(request.root_path + request.path, safe=_PATH_SIGNS, errors="replace"),
         **members,
     }
     response: Response = current_app.response_class(

@@ -42,6 +42,31 @@ def test_job_id(text: str, job_id: str | None) -> None:
     assert parsing.job_id(text) == job_id
 
 
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [
+        ("1970-01-01T00:00:01Z", 1_000),
+        (" 1970-01-01t01:00:00.5+01:00 ", 500),
+        ("1970-01-01T00:00:00.123456789z", 123),
+        *(
+            (text, None)
+            for text in ("19700101T000001Z", "1970-W01-4T00:00:00Z", "1970-01-01T00:00Z", "1970-01-01 00:00:01Z")
+        ),
+        *(
+            (text, None)
+            for text in ("1970-01-01T00:00:01", "1970-01-01", "1970-13-01T00:00:01Z", "1970-01-01T00:00:01+0100")
+        ),
+        *((text, None) for text in ("1970-01-01T00:00:01,5Z", "1970-01-01T00:00:01+01:00:30", "١970-01-01T00:00:01Z")),
+    ],
+)
+def test_run_at_is_an_rfc_3339_time(text: str, milliseconds: int | None) -> None:
+    if milliseconds is not None:
+        assert parsing.run_at_ms(text) == milliseconds
+        return
+    with pytest.raises(InvalidRequest, match="RFC 3339"):
+        parsing.run_at_ms(text)
+
+
 def test_idempotency_key() -> None:
     assert parsing.idempotency_key([]) is None
     assert parsing.idempotency_key([' "8e03" ']) == parsing.idempotency_key(["8e03"]) == "8e03"

@@ -203,7 +203,58 @@ async def test_other_json_media_types_are_json(site: Site) -> None:
 
 async def test_a_handler_without_a_body_takes_none(site: Site) -> None:
     assert (await site.http.put("/api/crash")).status_code == 202
-    assert_problem(await site.http.put("/api/crash", json={"a": 1}), 400)
+    for body in (b"{}", b" {\n} "):
+        assert (await site.http.put("/api/crash", content=body)).status_code == 202
+    for body in (b'{"a": 1}', b"[]", b"null", b"{", b"{}{}", b" "):
+        assert_problem(await site.http.put("/api/crash", content=body), 400)
+
+
+async def test_no_body_and_an_empty_object_are_the_same_request(site: Site) -> None:
+    key = {"Idempotency-Key": "k"}
+    first = await site.http.put("/api/crash", headers=key)
+    again = await site.http.put("/api/crash", content=b"{}", headers=key)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert first.json()["id"] == again.json()["id"]
+
+
+@pytest.mark.parametrize("header", ["Job-Delay", "Job-Run-At", "Job-Timeout", "Job-Priority"])
+async def test_a_job_header_that_is_given_twice_is_400(site: Site, header: str) -> None:
+    value = "2030-01-31T08:00:00Z" if header == "Job-Run-At" else "1"
+    answer = await site.http.post("/api/orders", json={"itemName": "x"}, headers=[(header, value), (header, value)])
+    assert f"{header} is given more than once" in assert_problem(answer, 400)["detail"]
+
+
+def priced_app(board: Callboard, gates: Gates) -> QuartTrio:
+    app = make_site_app(board, gates)
+
+    @board.post("/api/priced", name="Priced", priority=lambda body: 10 // body)
+    async def priced(job: JobContext, request: int) -> None: ...
+
+    @board.post("/api/void priced/<word>", name="Nothing priced", priority=lambda: 1001)
+    async def nothing(job: JobContext) -> None: ...
+
+    return app
+
+
+async def test_a_priority_function_that_fails_is_the_apps_fault_and_logged(
+    open_site: OpenSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = await open_site(make_app=priced_app)
+    assert (await site.submit("/api/priced", 5))["priority"] == 2
+    problem = assert_problem(await site.http.post("/api/priced", json=0), 500)
+    assert "division" not in str(problem)
+    assert "priority function of handler 'Priced' gave no priority: integer division" in caplog.text
+    assert (await site.http.post("/api/void%20priced/x")).status_code == 500
+    assert "'Nothing priced' gave no priority: the priority is 1001: give a whole number" in caplog.text
+
+
+async def test_the_instance_of_a_problem_is_a_uri_reference(open_site: OpenSite) -> None:
+    site = await open_site(make_app=priced_app)
+    for path in ("/jobs/%C3%A4%20b%25%3F%23", "/jobs/%22%3C%3E/x"):
+        assert (await site.http.get(path)).json()["instance"] == path
+    assert (await site.http.post("/api/void%20priced/%C3%A4", content=b"1")).json()[
+        "instance"
+    ] == "/api/void%20priced/%C3%A4"
 
 
 async def test_a_full_queue_is_429_and_what_was_accepted_is_unharmed(open_site: OpenSite) -> None:
