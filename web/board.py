@@ -23,6 +23,7 @@ from callboard.runtime.core.store import Store
 from callboard.runtime.handlers import make_handler
 from callboard.stores.opening import open_store
 from callboard.web.access import Access, Authorize, Identify
+from callboard.web.checks import check_mapping, check_route, checked_origins, require_hook
 from callboard.web.limits import BodyLimit
 from callboard.web.mapping import Mapping, View
 from callboard.web.metrics import Metrics
@@ -76,7 +77,9 @@ class Callboard:
         self.config = config or Config()
         self.prefix = _checked_prefix(prefix)
         self.handlers = Handlers()
-        self.access = Access(authorize, identify, allowed_origins)
+        require_hook("authorize", authorize)
+        require_hook("identify", identify)
+        self.access = Access(authorize, identify, checked_origins(allowed_origins))
         self.metrics = Metrics()
         self.mappings: list[Mapping] = []
         self.has_launcher = False
@@ -94,6 +97,8 @@ class Callboard:
             raise ConfigError(f"callboard runs on trio: give a quart_trio.QuartTrio app, not {type(app).__name__}")
         if self._app is not None or "callboard" in app.extensions:
             raise ConfigError("one Callboard is for one app, and an app has one: make another of each")
+        for mapping in self.mappings:
+            check_route(mapping, app.url_map.converters)
         self._app = app
         app.extensions["callboard"] = self
         app.asgi_app = BodyLimit(app, app.asgi_app, self.config.max_body_bytes)  # type: ignore[method-assign]
@@ -144,11 +149,12 @@ class Callboard:
         ``validate(body)`` (``validate()`` where there is no body) runs before anything is queued and may be async: None goes on,
         anything else is the answer, as from a Quart view. ``redirect``: reading the ended job answers 303 to ``location``.
         ``allow_*`` let clients send Job-Delay and Job-Run-At, Job-Timeout, Job-Priority. ``decorators`` go round the view,
-        the first outermost. The other options are those of ``handler``.
+        the first outermost. The other options are those of ``handler``. Raises HandlerError and ConfigError with what to change.
         """
 
         def register(function: F) -> F:
-            handler = self.handlers.add(make_handler(name, function, **options))
+            handler = make_handler(name, function, **options)
+            self.handlers.require_free(name)
             mapping = Mapping(
                 method=method,
                 route=route,
@@ -158,11 +164,14 @@ class Callboard:
                 allow_delay=allow_delay,
                 allow_timeout=allow_timeout,
                 allow_priority=allow_priority,
-                decorators=tuple(decorators),
+                decorators=decorators,
             )
-            self.mappings.append(mapping)
+            check_mapping(mapping, self.mappings, None if self._app is None else self._app.url_map.converters)
             if self._app is not None:
                 mount_mapping(self._app, self, mapping)
+            # Last, so that what was refused leaves nothing behind.
+            self.handlers.add(handler)
+            self.mappings.append(mapping)
             return function
 
         return register

@@ -59,6 +59,75 @@ def test_a_name_registered_twice_is_refused() -> None:
     assert board.mappings == []
 
 
+async def fits(job: JobContext) -> None: ...
+
+
+def location(job: Any, result: Any) -> str:
+    return "/x"
+
+
+@pytest.mark.parametrize(
+    ("route", "options", "message"),
+    [
+        ("odd", {}, "give a path, such as"),
+        ("", {}, "give a path, such as"),
+        ("/odd/<", {}, "give a path, such as"),
+        ("/odd/<x>/<x>", {}, "give a path, such as"),
+        (5, {}, "give a path, such as"),
+        ("/odd/<colour:x>", {}, "give a converter that the app has"),
+        ("/odd", {"redirect": True}, "redirect needs to know where to: give location="),
+        ("/odd", {"validate": "x"}, "validate is 'x': give a function"),
+        ("/odd", {"decorators": fits}, "decorators is <function fits.*: give a list of functions"),
+        ("/odd", {"decorators": "ab"}, "decorators is 'ab': give a list of functions"),
+        ("/odd", {"decorators": [fits, 5]}, "decorators is .*: give a list of functions"),
+        ("/taken/<int:other>", {}, "POST '/taken/<int:other>': handler 'Taken' is there already"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mapping_that_cannot_work_is_refused_and_leaves_nothing_behind(
+    route: Any, options: Any, message: str
+) -> None:
+    app = QuartTrio("odd")
+    board = Callboard(app)
+    board.post("/taken/<int:number>", name="Taken")(fits)
+    with pytest.raises(ConfigError, match=message):
+        board.post(route, name="Odd", **options)(fits)
+    rules = list(app.url_map.iter_rules())
+    assert (board.handlers.names, len(board.mappings)) == (("Taken",), 1)
+    board.post("/odd", name="Odd", redirect=True, location=location, decorators=[lambda view: view])(fits)
+    board.put("/taken/<int:number>", name="Other method")(fits)
+    board.post("/taken/<number>", name="Other converter")(fits)
+    assert len(list(app.url_map.iter_rules())) == len(rules) + 3
+
+
+def test_what_needs_the_app_is_checked_when_there_is_one() -> None:
+    board = Callboard()
+    board.post("/odd/<colour:x>", name="Odd")(fits)
+    with pytest.raises(ConfigError, match="give a path, such as"):
+        board.post("odd", name="Other")(fits)
+    with pytest.raises(ConfigError, match=r"'Odd' on POST '/odd/<colour:x>': .*give a converter that the app has"):
+        board.init_app(QuartTrio("odd"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"authorize": True}, "authorize is True: give a function"),
+        ({"identify": "X-User"}, "identify is 'X-User': give a function"),
+        (
+            {"allowed_origins": "https://shop.example"},
+            r"allowed_origins is 'https://shop.example': give a list of origins",
+        ),
+        ({"allowed_origins": None}, "allowed_origins is None: give a list"),
+        ({"allowed_origins": [5]}, "allowed_origins is .*: give a list"),
+    ],
+    ids=str,
+)
+def test_hooks_and_origins_that_cannot_be_meant_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Callboard(**options)
+
+
 def test_a_signature_that_does_not_fit_is_refused() -> None:
     board = Callboard()
     with pytest.raises(HandlerError):

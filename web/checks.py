@@ -1,0 +1,74 @@
+"""What an app's author registers, checked when it is registered. Every refusal is a ConfigError that says what would do."""
+
+import re
+from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as Mappings
+from typing import Any, Final
+
+from werkzeug.routing import Map, Rule
+
+from callboard.runtime.core.errors import ConfigError
+from callboard.web.mapping import Mapping
+
+__all__ = ["check_mapping", "check_route", "checked_origins", "require_hook"]
+
+_VARIABLE: Final = re.compile(r"<(?:([^:<>]+):)?[^:<>]+>")
+
+
+def require_hook(option: str, hook: object) -> None:
+    """Raises ConfigError unless the hook is a function or None."""
+    if hook is not None and not callable(hook):
+        raise ConfigError(f"{option} is {hook!r}: give a function")
+
+
+def checked_origins(origins: Iterable[str]) -> tuple[str, ...]:
+    """The origins. Raises ConfigError unless they are texts in a sequence."""
+    if not isinstance(origins, str) and isinstance(origins, Iterable):
+        listed = tuple(origins)
+        if all(isinstance(one, str) for one in listed):
+            return listed
+    raise ConfigError(f'allowed_origins is {origins!r}: give a list of origins, such as ["https://shop.example"]')
+
+
+def check_mapping(mapping: Mapping, others: Sequence[Mapping], converters: Mappings[str, Any] | None) -> None:
+    """Raises ConfigError if a mapping's route or options cannot work, or another one has its route and method.
+
+    ``converters`` are those of the app's routes; None where the app is not known yet.
+    """
+    where = _name(mapping)
+    check_route(mapping, converters)
+    for other in others:
+        if other.method == mapping.method and _shape(other.route) == _shape(mapping.route):
+            raise ConfigError(
+                f"{where}: handler {other.handler.name!r} is there already: give each its own route or method"
+            )
+    require_hook(f"{where}: validate", mapping.validate)
+    if mapping.redirect and mapping.handler.location is None:
+        raise ConfigError(f"{where}: redirect needs to know where to: give location=, a function of (job, result)")
+    decorators = mapping.decorators
+    if isinstance(decorators, str) or not isinstance(decorators, Sequence) or not all(map(callable, decorators)):
+        raise ConfigError(f"{where}: decorators is {decorators!r}: give a list of functions, such as [login_required]")
+
+
+def check_route(mapping: Mapping, converters: Mappings[str, Any] | None) -> None:
+    """Raises ConfigError if an app with these ``converters`` cannot have the route; None where the app is not known yet."""
+    where, route = _name(mapping), mapping.route
+    if not isinstance(route, str):
+        raise ConfigError(f"{where}: the route is no text: give a path, such as '/api/orders/<int:number>'")
+    try:
+        Map([Rule(route)], converters=converters)
+    except LookupError as error:
+        # Before the app is known nobody can say which converters it has.
+        if converters is not None:
+            raise ConfigError(f"{where}: {error}: give a converter that the app has") from error
+    except Exception as error:  # werkzeug makes code of a route, and calls what its converters name
+        raise ConfigError(f"{where}: {error}: give a path, such as '/api/orders/<int:number>'") from error
+
+
+def _name(mapping: Mapping) -> str:
+    return f"handler {mapping.handler.name!r} on {mapping.method} {mapping.route!r}"
+
+
+def _shape(route: str) -> str:
+    """The route without the names of its variables, which tell no two requests apart."""
+    return _VARIABLE.sub(lambda found: f"<{found[1] or 'default'}>", route)
