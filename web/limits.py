@@ -21,6 +21,8 @@ from quart_trio import QuartTrio
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
+from callboard.web.compat import CLIENT_GONE
+
 __all__ = ["ENDPOINT_PREFIX", "BodyLimit", "is_too_large", "mark_socket"]
 
 ENDPOINT_PREFIX: Final = "callboard:"
@@ -73,7 +75,11 @@ class BodyLimit:
             await self._inner(scope, receive, send)
             return
         body = _Body(scope, receive, send, self._max_body_bytes, self._is_ours)
-        await self._inner(scope, body.receive, body.send)
+        try:
+            await self._inner(scope, body.receive, body.send)
+        except* CLIENT_GONE:
+            # Quart-Trio 0.13 lets it out, and Hypercorn logs a traceback for a client that only went away.
+            pass
 
     def _is_ours(self, scope: Scope) -> bool:
         adapter = self._app.create_url_adapter(_request(scope))

@@ -33,6 +33,8 @@ logger: Final = logging.getLogger("callboard.web")
 
 MAX_WAITING: Final = 16
 """Items that wait for one client before the pump waits too."""
+BUSY_SECONDS: Final = 0.05
+"""Before a second try to close a connection that Hypercorn was just writing to."""
 MAX_INBOUND: Final = 100
 """Messages that a client may send on a stream, which needs none."""
 MAX_INBOUND_CHARACTERS: Final = 4096
@@ -171,12 +173,27 @@ async def _send(outbox: Outbox, place: Place) -> None:
             item = await outbox.take()
             # Hypercorn's send returns without a checkpoint once the connection is broken: a loop of sends would never yield.
             await trio.lowlevel.checkpoint()
-            if isinstance(item, Close):
-                await websocket.close(item.code, item.reason)
+            if not await _is_sent(item, place):
                 return
-            await websocket.send(_frame(item, place).decode())
     except CLIENT_GONE:
         return
+
+
+async def _is_sent(item: Item | Close, place: Place) -> bool:
+    """Send one item; whether more may follow."""
+    try:
+        if isinstance(item, Close):
+            await websocket.close(item.code, item.reason)
+            return False
+        await websocket.send(_frame(item, place).decode())
+        return True
+    except trio.BusyResourceError:
+        # Hypercorn 0.18 was answering a ping or a close of the client at this very moment: the frame is lost, and what comes
+        # after it would have a hole before it. The client resumes where it was.
+        if not isinstance(item, Close):
+            await trio.sleep(BUSY_SECONDS)
+            await websocket.close(1013, "interrupted: resume")
+        return False
 
 
 def _frame(item: Item, place: Place) -> bytes:
