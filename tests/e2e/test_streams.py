@@ -176,7 +176,8 @@ async def test_clients_that_never_read(site: Site, store: str | None) -> None:
         with ExitStack() as stack:
             alone_seconds, before = await make_noise(stack, deaf=0)
             seconds, after = await make_noise(stack, deaf=deaf_per_job)
-            assert after - before < told_bytes / 2, (before, after)
+            # 64 events for each client and what the allocator keeps: far less than all, which is what no bound would cost.
+            assert after - before < told_bytes * 0.75, (before, after)
             assert seconds < 2 * alone_seconds + 2, (alone_seconds, seconds)
 
             interrupted = (await post(http, "second"))["id"]

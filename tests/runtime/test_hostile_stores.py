@@ -20,10 +20,14 @@ async def good(job: JobContext) -> int:
     return 1
 
 
-def damage(path: Path, job_id: str) -> None:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=3)
-    assert connection.execute("UPDATE job SET record = ? WHERE id = ?", (b"{oops", job_id)).rowcount == 1
-    connection.close()
+async def damage(path: Path, job_id: str) -> None:
+    def write() -> None:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=3)
+        assert connection.execute("UPDATE job SET record = ? WHERE id = ?", (b"{oops", job_id)).rowcount == 1
+        connection.close()
+
+    # In a thread: a transaction of the store may be open, and ends only if the loop goes on.
+    await trio.to_thread.run_sync(write)
 
 
 @pytest.mark.parametrize("when", ["ended", "progress", "heartbeat"])
@@ -43,7 +47,7 @@ async def test_the_record_of_a_running_job_is_damaged(tmp_path: Path, when: str)
         job = await runtime.submit("work")
         while not runtime.stats().running:  # noqa: ASYNC110  real time, another file's rows
             await trio.sleep(0.01)
-        damage(path, job.id)
+        await damage(path, job.id)
         go.set()
         await trio.sleep(1)
         neighbour = await runtime.submit("good")
@@ -55,7 +59,7 @@ async def test_a_damaged_record_does_not_refuse_those_beside_it(tmp_path: Path) 
     answers: dict[str, str] = {}
     async with open_runtime(SqliteStore(path), [make_handler("good", good)], Config(max_concurrent_jobs=0)) as runtime:
         job = await runtime.submit("good")
-        damage(path, job.id)
+        await damage(path, job.id)
 
         async def submit(name: str, **options: Any) -> None:
             try:
