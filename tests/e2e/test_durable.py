@@ -70,7 +70,7 @@ async def test_kill_9_at_random_moments(site: Site, tmp_path: Path, kills: int) 
     async with server.http() as http:
         await until_idle(http)
         jobs = await all_jobs(http)
-        assert len(load.accepted) > 5 * kills
+        assert len(load.accepted) > 2 * kills, "too little load to show anything"
         assert load.errors > 0
         for job_id, (kind, body) in load.accepted.items():
             check_end(jobs[job_id], kind, body)
@@ -133,7 +133,7 @@ async def test_sigterm_in_mid_load(site: Site, tmp_path: Path) -> None:
     async with server.http() as http:
         await until_idle(http)
         jobs = await all_jobs(http)
-    assert len(load.accepted) > 50
+    assert len(load.accepted) > 20, "too little load to show anything"
     for job_id, (kind, body) in load.accepted.items():
         check_end(jobs[job_id], kind, body)
     site.journal.check_no_overlap({})
