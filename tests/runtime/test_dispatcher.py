@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from callboard.runtime import Config, Event, Handler, JobContext, Status, StoreUnavailable
 from callboard.runtime.core.store import Claimed
 from callboard.runtime.directory import Directory
+from callboard.runtime.handlers import make_handler
 from callboard.stores.memory import MemoryDatabase
 
 IDLE = Config(max_concurrent_jobs=0)
@@ -327,3 +328,33 @@ async def test_directory_has_one_supervisor_per_job(autojump_clock: MockClock) -
         assert directory._live == {}
         directory.leave(supervisor)
         assert directory._live == {}
+
+
+async def test_a_due_job_of_a_name_that_another_process_does_not_have_starts_when_due(
+    autojump_clock: MockClock,
+) -> None:
+    """The other one's claim looks at it first and leaves it; the net is an hour away."""
+    database = MemoryDatabase()
+    started: list[float] = []
+
+    async def mine(job: JobContext) -> None:
+        started.append(trio.current_time())
+
+    async def theirs(job: JobContext) -> None:
+        pass
+
+    config = Config(poll_seconds=3600, lease_seconds=10_000)
+    slow = FaultyStore(database)
+    slow.slow_seconds["next_due"] = 0.5
+    mine_handler, their_handler = make_handler("mine", mine), make_handler("theirs", theirs)
+    async with (
+        opened(slow, mine_handler, config=config) as runtime,
+        opened(FaultyStore(database), their_handler, config=config, seed=2) as other,
+    ):
+        began = trio.current_time()
+        await runtime.submit("mine", delay_seconds=10)
+        await trio.sleep(10.001)
+        await other.submit("theirs")
+        await trio.sleep(5)
+    assert len(started) == 1
+    assert started[0] - began < 11
