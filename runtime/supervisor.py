@@ -17,6 +17,7 @@ from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUna
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.retry import backoff_ms
 from callboard.runtime.core.store import Extension, Held
+from callboard.runtime.failure import Retry as Again
 from callboard.runtime.messages import CancelAsked, Ended, Message, PurgeAsked, Reported, RetryAsked, Seen, Started
 from callboard.runtime.record import LeaseLost, Record
 from callboard.runtime.reply import Reply
@@ -273,6 +274,8 @@ class Supervisor:
             text = "job %s (%s) attempt %d: %s (%s), now %s"
             failure = outcome.failure
             words = (job.id, job.name, job.attempt, failure.code, failure.type, job.status.value)
-            logger.log(level, text, *words, exc_info=outcome.error)
+            # A handler that asks to be run again knows what it does: nobody needs to see where it asked.
+            asked = isinstance(outcome.error, Again) and outcome.error.__cause__ is None
+            logger.log(level, text, *words, exc_info=None if asked else outcome.error)
         else:
             logger.debug("job %s (%s) attempt %d: now %s", job.id, job.name, job.attempt, job.status.value)

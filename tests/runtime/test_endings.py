@@ -478,3 +478,16 @@ async def test_attempts_run_inside_around(autojump_clock: MockClock) -> None:
     async with opened(None, work, around=around) as runtime:
         await runtime.wait((await runtime.submit("work")).id)
     assert seen == ["in", "work", "out"]
+
+
+@pytest.mark.parametrize("cause", [None, KeyError("gone")], ids=["asked", "asked because"])
+async def test_retry_that_was_asked_for_shows_a_traceback_only_for_its_cause(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, cause: Exception | None
+) -> None:
+    @handler(max_retries=0)
+    async def work(job: JobContext) -> None:
+        raise Retry from cause
+
+    await run(work)
+    (record,) = [record for record in caplog.records if record.name == "callboard.jobs"]
+    assert (record.exc_info is not None) is (cause is not None)
