@@ -440,6 +440,8 @@ CHECKS: tuple[Check, ...] = (
     promise_03_compares_serial_seq_and_fence,
     promise_03_nothing_stored_is_a_conflict_with_none,
     promise_03_the_other_connection_loses_the_race,
+    promise_03_again_is_asked_with_the_stored_record,
+    promise_03_again_is_not_asked_without_need_and_may_refuse,
     promise_04_one_id,
     promise_04_one_key,
     promise_04_a_duplicate_is_told_before_a_full_queue,

@@ -1,11 +1,13 @@
 """The conformance suite against every driver."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from callboard.runtime.core.store import Clock, Store
+from callboard.stores import conformance
 from callboard.stores.conformance import CHECKS, Check, MakeStore, check_store
 from callboard.stores.memory import MemoryDatabase, MemoryStore, system_clock
 from callboard.stores.sqlite import SqliteStore
@@ -44,3 +46,14 @@ async def test_conforms(check: Check, driver: str, tmp_path: Path) -> None:
 async def test_the_whole_suite_on_a_clock_of_its_own(tmp_path: Path) -> None:
     make = memory_stores(tmp_path)
     await check_store(lambda name, _: make(name, system_clock), clock_is_injected=False)
+
+
+def test_every_check_that_is_written_is_run() -> None:
+    folder = Path(conformance.__file__).parent
+    written = [
+        name
+        for file in folder.glob("conformance*.py")
+        for name in re.findall(r"^async def (promise_\w+)", file.read_text(), re.MULTILINE)
+    ]
+    assert len(written) > 50
+    assert sorted(written) == sorted(check.__name__ for check in CHECKS)
