@@ -19,64 +19,39 @@ it keeps its slot and its lease, and leaving ``open_runtime`` waits for it.
 """
 
 import logging
-import math
 import random as randomness
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from hashlib import blake2b
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
-from msgspec import Raw
 
 from callboard.runtime.attempt import Around
+from callboard.runtime.client import Client
 from callboard.runtime.clock import RuntimeClock
 from callboard.runtime.config import Config
-from callboard.runtime.core.codec import decode_job, decode_request, encode_job, encode_request
-from callboard.runtime.core.errors import (
-    ConfigError,
-    InvalidRequest,
-    JobExists,
-    JobNotFound,
-    KeyReused,
-    QueueFull,
-    ShuttingDown,
-    StoreRefused,
-    StoreUnavailable,
-)
+from callboard.runtime.core.errors import ConfigError
 from callboard.runtime.core.events import Event
-from callboard.runtime.core.job import NULL, Job, Request, Status
-from callboard.runtime.core.store import Committed, Duplicate, Full, JobFilter, News, Outcome, Page, Store, Write
-from callboard.runtime.core.transition import accept
+from callboard.runtime.core.job import Status
+from callboard.runtime.core.store import News, Store
 from callboard.runtime.directory import Directory
 from callboard.runtime.dispatcher import Dispatcher
 from callboard.runtime.handlers import Handler, Handlers
 from callboard.runtime.hub import Hub
-from callboard.runtime.ids import IdFactory, canonical, chosen_id
+from callboard.runtime.ids import IdFactory
 from callboard.runtime.leases import Leases
-from callboard.runtime.messages import CancelAsked, PurgeAsked, RetryAsked
-from callboard.runtime.payload import decode, encode
-from callboard.runtime.rates import Rates, Stats
-from callboard.runtime.reply import Reply
+from callboard.runtime.rates import Rates
 from callboard.runtime.store_actor import StoreActor
-from callboard.runtime.submission import Accepted, Submission, new_job
 from callboard.runtime.threads import Threads
 from callboard.runtime.timers import Timers
-from callboard.runtime.watch import Watch, open_watch
 
 __all__ = ["Runtime", "open_runtime"]
 
 logger = logging.getLogger("callboard.runtime")
 
-T = TypeVar("T")
 
-MAX_PAGE = 1000
-"""Jobs that ``list`` gives at a time."""
-
-
-class Runtime:
+class Runtime(Client):
     """Made by ``open_runtime``. All methods are for tasks of the same ``trio.run``."""
 
     def __init__(
@@ -92,7 +67,6 @@ class Runtime:
         self.config = config
         self.handlers = handlers
         self.drain_started = trio.Event()
-        """Set when the runtime begins to drain: no new work, streams and waits end."""
         self.on_events: list[Callable[[Sequence[Event]], None]] = []
         """Called with the events of every commit, as they are published; must be quick and must not raise."""
         self.worker = f"{uuid.UUID(int=random.getrandbits(128))}"
@@ -119,177 +93,7 @@ class Runtime:
         self._has_failed = False
         self._drained = trio.Event()
 
-    # Asking
-
-    async def submit(
-        self,
-        name: str,
-        body: Any = None,
-        *,
-        job_id: str | None = None,
-        key: str | None = None,
-        queue: str | None = None,
-        priority: int | None = None,
-        delay_seconds: float | None = None,
-        max_retries: int | None = None,
-        timeout_seconds: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Job:
-        """Run the handler ``name`` with ``body``, a value of its type or what msgspec makes of the same JSON.
-
-        Returns when the store has the job. The same ``job_id`` or ``key`` with the same name and body again gives the same job.
-        Raises InvalidRequest, InvalidPayload, QueueFull, JobExists, KeyReused, StoreUnavailable, ShuttingDown.
-        """
-        handler = self._handler(name)
-        if body is not None and not handler.takes_body:
-            raise InvalidRequest(f"handler {name!r} takes no body")
-        encoded = _encoded(body) if handler.takes_body else NULL
-        decoded = decode(handler.request_type, encoded) if handler.takes_body else None
-        priority = handler.priority_of(decoded) if priority is None else priority
-        accepted = await self.accept(
-            Submission(
-                name=name,
-                request=Request(body=encoded, headers=tuple((headers or {}).items())),
-                queue=queue,
-                priority=priority,
-                job_id=job_id,
-                key=key,
-                fingerprint=f"{name} {blake2b(bytes(encoded), digest_size=16).hexdigest()}" if job_id or key else None,
-                delay_ms=None if delay_seconds is None else _milliseconds(delay_seconds),
-                max_retries=max_retries,
-                timeout_seconds=timeout_seconds,
-            )
-        )
-        return accepted.job
-
-    async def accept(self, submission: Submission) -> Accepted:
-        """Store a job whose body fits its handler already. Safe to repeat when it is given an id or a key.
-
-        A caller that is cancelled gives up the answer only. Raises as ``submit``.
-        """
-        handler = self._handler(submission.name)
-        if self.draining:
-            raise ShuttingDown("the server is shutting down: ask again in a moment")
-        job_id = self._ids.new() if submission.job_id is None else chosen_id(submission.job_id)
-        job = new_job(submission, handler, self.config, job_id=job_id, now_ms=self._clock.now_ms())
-        _check_storable(job, submission.request)
-        if job.queue not in self.handlers.queues:
-            # Runtimes claim from the queues of their handlers only: the job would wait for ever.
-            raise InvalidRequest(
-                f"no handler works on queue {job.queue!r}: give one of {', '.join(self.handlers.queues)}"
-            )
-        change = accept(job)
-        write = Write(
-            job=change.job,
-            events=change.events,
-            request=submission.request,
-            max_queue_size=self.config.max_queue_size,
-        )
-        return self._accepted(job, await self._bounded(lambda: self._store.commit(write)))
-
-    async def get(self, job_id: str) -> Job:
-        """The job as last committed. Raises JobNotFound, StoreUnavailable."""
-        job_id = canonical(job_id)
-        job = await self._bounded(lambda: self._store.get(job_id))
-        if job is None:
-            raise JobNotFound(f"there is no job {job_id}")
-        return job
-
-    async def list(self, where: JobFilter | None = None, *, cursor: str | None = None, limit: int = 50) -> Page:
-        """Up to ``limit`` (1..1000) jobs, newest first. Raises ValueError for a foreign cursor or limit, StoreUnavailable."""
-        if not 1 <= limit <= MAX_PAGE:
-            raise ValueError(f"limit is {limit}: give 1 to {MAX_PAGE}")
-        return await self._bounded(lambda: self._store.list(where or JobFilter(), cursor, limit))
-
-    async def counts(self) -> dict[tuple[str, Status], int]:
-        """How many jobs each (queue, status) holds. Raises StoreUnavailable."""
-        return await self._bounded(self._store.counts)
-
-    async def wait(
-        self, job_id: str, *, timeout_seconds: float = float("inf"), changed_since: int | None = None
-    ) -> Job:
-        """Wait until the job has ended (with ``changed_since``: until its ``seq`` is another), or the time is over, or the runtime
-        drains. Returns the job as it is then. Raises JobNotFound, StoreUnavailable.
-        """
-        job_id = canonical(job_id)
-        with self._hub.subscribe(job_id, 1) as inbox:
-            job, is_stale = await self.get(job_id), False
-            with trio.move_on_after(timeout_seconds):
-                while not (job.status.is_terminal if changed_since is None else job.seq != changed_since):
-                    try:
-                        events, lagged = await inbox.take()
-                    except ShuttingDown:
-                        break
-                    is_stale = True
-                    if lagged or changed_since is not None or any(event.is_terminal for event in events):
-                        job, is_stale = await self.get(job_id), False
-        return await self.get(job_id) if is_stale else job
-
-    def watch(self, job_id: str, *, after: int | None = None) -> AbstractAsyncContextManager[Watch]:
-        """Follow one job: ``async with runtime.watch(id) as events: async for event in events: ...``.
-
-        Without ``after``, a ``Snapshot`` first; with it, every event with a greater ``seq``. Entering raises JobNotFound,
-        StoreUnavailable; iterating raises ShuttingDown when the runtime drains.
-        """
-        return open_watch(
-            self._hub,
-            self._store,
-            canonical(job_id),
-            after=after,
-            limit=self.config.max_subscriber_events,
-            retry_seconds=self.config.poll_seconds,
-            bounded=self._bounded,
-        )
-
-    async def cancel(self, job_id: str) -> Job:
-        """Ask the job to end. Returns when that is stored: the job is Canceled, or still InProgress with ``cancel_requested``.
-
-        Raises JobNotFound, IllegalTransition (Completed, Failed), StoreUnavailable; after the last the cancel is still
-        carried out once the store can be reached.
-        """
-        reply: Reply[Job] = Reply()
-        return await self._ask(canonical(job_id), CancelAsked(reply), reply)
-
-    async def retry(self, job_id: str) -> Job:
-        """Queue an ended job again. Raises JobNotFound, IllegalTransition, QueueFull, StoreUnavailable."""
-        reply: Reply[Job] = Reply()
-        return await self._ask(canonical(job_id), RetryAsked(reply), reply)
-
-    async def purge(self, job_id: str) -> None:
-        """Remove an ended job with its events and its key. Raises JobNotFound, IllegalTransition, StoreUnavailable."""
-        reply: Reply[Job] = Reply()
-        await self._ask(canonical(job_id), PurgeAsked(reply), reply)
-
-    async def check(self) -> None:
-        """Whether this runtime can take work. Raises StoreUnavailable, ShuttingDown."""
-        if self.draining:
-            raise ShuttingDown("the server is shutting down")
-        if self._store.last_error is not None:
-            raise StoreUnavailable("the store cannot be reached")
-        await self._bounded(self._store.counts)
-
-    def retry_after_seconds(self, queue: str) -> int:
-        """Whole seconds after which asking again makes sense, from the queue's drain rate."""
-        return self._rates.retry_after_seconds(queue)
-
-    def stats(self) -> Stats:
-        """Numbers of this runtime since its start."""
-        return Stats(
-            running=self._directory.running,
-            slots=self.config.max_concurrent_jobs,
-            submitted=dict(self._rates.submitted),
-            finished=dict(self._rates.finished),
-            retried=dict(self._rates.retried),
-            lost_leases=self._leases.lost_total,
-            store_errors=self._store.unavailable_total,
-            subscribers=self._hub.subscribers,
-        )
-
     # Ending
-
-    @property
-    def draining(self) -> bool:
-        return self.drain_started.is_set()
 
     def begin_drain(self) -> None:
         """Take no new work from now on, end streams and waits; ``drain`` waits for the rest. Idempotent."""
@@ -388,64 +192,6 @@ class Runtime:
         self._directory.hint_all()
         self._dispatcher.wake()
         self._timers.wake()
-
-    def _handler(self, name: str) -> Handler:
-        handler = self.handlers.get(name)
-        if handler is None:
-            raise InvalidRequest(f"there is no handler named {name!r}")
-        return handler
-
-    def _accepted(self, job: Job, outcome: Outcome) -> Accepted:
-        match outcome:
-            case Committed(stored):
-                return Accepted(stored, replayed=False)
-            case Duplicate(there) if there.fingerprint is not None and there.fingerprint == job.fingerprint:
-                return Accepted(there, replayed=True)
-            case Duplicate(there) if there.id == job.id:
-                raise JobExists("that job id is taken")
-            case Duplicate():
-                raise KeyReused("that idempotency key came with a different request before")
-            case Full(size):
-                raise QueueFull(f"the queue holds {size} jobs, as many as it may: ask again later")
-            case _:
-                raise AssertionError(f"an insert cannot end as {outcome}")
-
-    async def _ask(self, job_id: str, message: Any, reply: Reply[Job]) -> Job:
-        async def ask() -> Job:
-            await self._directory.tell(job_id, message)
-            return await reply.get()
-
-        return await self._bounded(ask)
-
-    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Callers wait for the store so long and no longer."""
-        if self._finished.is_set():
-            raise ShuttingDown("the runtime has ended")
-        with trio.move_on_after(self.config.store_timeout_seconds):
-            return await call()
-        raise StoreUnavailable("the store did not answer in time")
-
-
-def _encoded(body: Any) -> Raw:
-    try:
-        return encode(body)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"the body has no JSON form: {error}") from error
-
-
-def _milliseconds(delay_seconds: float) -> int:
-    if not math.isfinite(delay_seconds):
-        raise InvalidRequest(f"the delay is {delay_seconds} s: give a finite number")
-    return round(delay_seconds * 1000)
-
-
-def _check_storable(job: Job, request: Request) -> None:
-    # A driver that cannot write a record is a bug that ends the runtime; what a caller gave must not look like one.
-    try:
-        decode_job(encode_job(job))
-        decode_request(encode_request(request))
-    except (TypeError, ValueError, StoreRefused) as error:
-        raise InvalidRequest(f"the request cannot be stored: {error}") from error
 
 
 @asynccontextmanager
