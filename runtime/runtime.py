@@ -217,7 +217,11 @@ async def open_runtime(
     settings = config or Config()
     source = random or randomness.SystemRandom()
     runtime = Runtime(store, registry, settings, around=around, random=source, threads=threads)
-    await store.open(worker=runtime.worker, max_events_per_job=settings.max_events_per_job)
+    await store.open(
+        worker=runtime.worker,
+        max_events_per_job=settings.max_events_per_job,
+        max_attempts_per_job=settings.max_attempts_per_job,
+    )
     bodys_error: BaseException | None = None
     try:
         asked = trio.current_time()
