@@ -186,6 +186,9 @@ class Runtime(Client):
             self._reread()
         if news.holder_died:
             self._timers.wake()
+        if news.queues_changed:
+            # One may have been resumed. Of a pause the store tells each claim.
+            self._dispatcher.wake()
 
     def _reread(self) -> None:
         self._hub.lag_all()
