@@ -20,7 +20,7 @@ from callboard.runtime.failure import judge, timeout_failure
 from callboard.runtime.handlers import Handler
 from callboard.runtime.payload import decode, encode, storable
 from callboard.runtime.threads import Threads
-from callboard.runtime.wary import leaves, told
+from callboard.runtime.wary import is_a, leaves, told
 
 __all__ = ["Around", "Attempt", "Failed", "Outcome", "Reason", "Returned", "Stopped"]
 
@@ -109,7 +109,7 @@ class Attempt:
                 value = await self._call()
         except BaseExceptionGroup as group:
             # Cancelled of a scope further out must pass; the handler's own ends here.
-            if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves(group)) or _is_torn_down(group):
+            if any(is_a(leaf, KeyboardInterrupt) for leaf in leaves(group)) or _is_torn_down(group):
                 raise
             error = told(partial(_without_cancelled, group), None) or group
         except trio.Cancelled as raised:
@@ -132,7 +132,7 @@ class Attempt:
         if timed_out:
             assert self._job.timeout_seconds is not None
             return Failed(timeout_failure(self._job.timeout_seconds), error=error)
-        if isinstance(error, _Mismatch):
+        if is_a(error, _Mismatch):
             return Failed(error.failure, error=error.__cause__)
         assert error is not None, "a scope that nobody cancelled swallowed a Cancelled"
         verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
@@ -182,7 +182,7 @@ class Attempt:
 
 def _is_torn_down(error: BaseException) -> bool:
     """Whether a scope round the attempt was cancelled. Any other Cancelled is the handler's own: one that it kept and raised later."""
-    has_cancelled = any(isinstance(leaf, trio.Cancelled) for leaf in leaves(error))
+    has_cancelled = any(is_a(leaf, trio.Cancelled) for leaf in leaves(error))
     return has_cancelled and trio.current_effective_deadline() == -float("inf")
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from callboard.runtime.core.history import ExceptionInfo, Relation
 from callboard.runtime.payload import storable
-from callboard.runtime.wary import own, plain, told
+from callboard.runtime.wary import is_a, own, plain, told
 
 __all__ = ["MAX_BYTES", "MAX_LINKS", "chain_of"]
 
@@ -94,7 +94,7 @@ def _links(error: BaseException) -> list[_Link]:
 
 def _hanging(link: _Link, place: int) -> Iterator[_Link]:
     error = link.error
-    if isinstance(error, BaseExceptionGroup):
+    if is_a(error, BaseExceptionGroup):
         members: tuple[BaseException, ...] = own(BaseExceptionGroup, "exceptions", error)
         link.left_out += max(0, len(members) - MAX_MEMBERS)
         for member in members[:MAX_MEMBERS]:

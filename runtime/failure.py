@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from callboard.runtime.core.job import Failure
 from callboard.runtime.handlers import Handler
-from callboard.runtime.wary import leaves, plain, told, type_name
+from callboard.runtime.wary import is_a, leaves, plain, told, type_name
 
 __all__ = ["JobFailed", "Retry", "Verdict", "judge", "timeout_failure"]
 
@@ -68,7 +68,7 @@ def judge(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
 def _judged(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
     found = list(leaves(error))
     for leaf in found:
-        if isinstance(leaf, JobFailed):
+        if is_a(leaf, JobFailed):
             return Verdict(
                 Failure(
                     code=plain(leaf.code, MAX_CODE),
@@ -78,7 +78,7 @@ def _judged(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
                 )
             )
     for leaf in found:
-        if isinstance(leaf, Retry):
+        if is_a(leaf, Retry):
             message = "The handler asked to be run again."
             failure = Failure(code="HANDLER_ERROR", message=message, type=type_name(leaf), retryable=True)
             return Verdict(failure, _seconds(leaf.after_seconds))

@@ -24,7 +24,7 @@ from callboard.runtime.record import LeaseLost, Record
 from callboard.runtime.reply import Reply
 from callboard.runtime.reporter import Reporter
 from callboard.runtime.submission import MAX_DELAY_MS
-from callboard.runtime.wary import told
+from callboard.runtime.wary import is_a, told
 
 if TYPE_CHECKING:
     from callboard.runtime.directory import Directory
@@ -278,7 +278,7 @@ class Supervisor:
             failure = outcome.failure
             words = (job.id, job.name, job.attempt, failure.code, failure.type, job.status.value)
             # A handler that asks to be run again knows what it does: nobody needs to see where it asked.
-            asked = isinstance(outcome.error, Again) and outcome.error.__cause__ is None
+            asked = is_a(outcome.error, Again) and outcome.error.__cause__ is None
             # A logging handler formats the app's exception, and may raise what that raises.
             told(lambda: logger.log(level, text, *words, exc_info=None if asked else outcome.error), None)
         else:

@@ -1,13 +1,14 @@
 """Wary looks at the app's own exceptions: their methods and properties are its code and may raise anything, which must harm nobody."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from callboard.runtime.payload import storable
 
-__all__ = ["leaves", "own", "plain", "told", "type_name"]
+__all__ = ["is_a", "leaves", "own", "plain", "told", "type_name"]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 def told(look: Callable[[], T], otherwise: T) -> T:
@@ -18,6 +19,11 @@ def told(look: Callable[[], T], otherwise: T) -> T:
         raise
     except BaseException:  # noqa: BLE001 -- the app's own code, asked about itself: what it raises says nothing new
         return otherwise
+
+
+def is_a(error: object, kind: type[E]) -> TypeGuard[E]:
+    """``isinstance`` by the object's class alone, without a look at what it says of itself."""
+    return issubclass(type(error), kind)
 
 
 def own(kind: type, name: str, value: object) -> Any:
@@ -42,7 +48,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
     waiting = [error]
     while waiting:
         found = waiting.pop()
-        if isinstance(found, BaseExceptionGroup):
+        if is_a(found, BaseExceptionGroup):
             waiting += reversed(own(BaseExceptionGroup, "exceptions", found))
         else:
             yield found
