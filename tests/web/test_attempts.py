@@ -9,7 +9,10 @@ from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
 from tests.web.workshop import CONFIG, Gates, Site, assert_problem, frames
 
-from callboard.runtime import JobContext, JobFailed, ThreadJobContext
+from callboard.runtime import Job, JobContext, JobFailed, Status, ThreadJobContext
+from callboard.runtime.core.store import Delete, Write
+from callboard.runtime.core.transition import accept
+from callboard.stores.memory import MemoryStore
 from callboard.web import Callboard
 
 ANN, BOB, OPERATOR = {"X-User": "ann"}, {"X-User": "bob"}, {"X-User": "operator"}
@@ -229,3 +232,24 @@ async def test_the_newest_are_kept(open_site: OpenSite) -> None:
         assert (await site.http.post(f"/jobs/{job['id']}/retry")).status_code == 202
         await site.ended(job["id"])
     assert [one["attempt"] for one in await attempts(site, job["id"])] == [3, 4]
+
+
+async def test_another_job_that_takes_the_id_meanwhile_keeps_its_history_to_itself(open_site: OpenSite) -> None:
+    """Between the look at the job and the look at its attempts it is purged, and its id chosen by someone else."""
+    chosen = "01234567-89ab-7def-8123-456789abcdef"
+
+    class Swapping(MemoryStore):
+        async def attempts(self, job_id: str) -> Any:
+            (job,) = await self.get([job_id])
+            if job is not None and job.owner == "ann":
+                fields = {"id": job_id, "name": "Void", "owner": "bob", "created_ms": 0, "updated_ms": 0}
+                change = accept(Job(status=Status.QUEUED, queue="nowhere", **fields))
+                await self.commit([Delete(expected=job), Write(job=change.job, events=change.events)])
+            return await super().attempts(job_id)
+
+    def may(request: Any, action: str, job: Any) -> bool:
+        return job is None or job.owner == identify(request)
+
+    site = await open_site(make_app=make_app, store=Swapping(), identify=identify, authorize=may)
+    await done(site, "/api/no", {**ANN, "X-Async-Request-Id": chosen})
+    assert_problem(await site.http.get(f"/jobs/{chosen}/attempts", headers=ANN), 404)
