@@ -242,7 +242,13 @@ async def test_another_job_that_takes_the_id_meanwhile_keeps_its_history_to_itse
         async def attempts(self, job_id: str) -> Any:
             (job,) = await self.get([job_id])
             if job is not None and job.owner == "ann":
-                fields = {"id": job_id, "name": "Void", "owner": "bob", "created_ms": 0, "updated_ms": 0}
+                fields: dict[str, Any] = {
+                    "id": job_id,
+                    "name": "Void",
+                    "owner": "bob",
+                    "created_ms": 0,
+                    "updated_ms": 0,
+                }
                 change = accept(Job(status=Status.QUEUED, queue="nowhere", **fields))
                 await self.commit([Delete(expected=job), Write(job=change.job, events=change.events)])
             return await super().attempts(job_id)
