@@ -21,15 +21,18 @@ if TYPE_CHECKING:
         JobNotFound,
         KeyReused,
         QueueFull,
+        QueueNotFound,
         ShuttingDown,
         StoreRefused,
         StoreUnavailable,
     )
     from callboard.runtime.core.events import Event, LogEntry
+    from callboard.runtime.core.history import AttemptOutcome, AttemptRecord, ExceptionInfo
     from callboard.runtime.core.job import Failure, Job, Progress, Request, Status
     from callboard.runtime.core.store import JobFilter, Page
     from callboard.runtime.failure import JobFailed, Retry
     from callboard.runtime.handlers import Handler, Handlers
+    from callboard.runtime.queues import Queue
     from callboard.runtime.rates import Stats
     from callboard.runtime.runtime import Runtime, open_runtime
     from callboard.runtime.submission import Accepted, Submission
@@ -37,10 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accepted",
+    "AttemptOutcome",
+    "AttemptRecord",
     "CallboardError",
     "Config",
     "ConfigError",
     "Event",
+    "ExceptionInfo",
     "Failure",
     "FieldError",
     "Handler",
@@ -60,7 +66,9 @@ __all__ = [
     "Page",
     "Params",
     "Progress",
+    "Queue",
     "QueueFull",
+    "QueueNotFound",
     "Request",
     "Retry",
     "Runtime",
@@ -91,15 +99,18 @@ _HOMES = {
         "JobNotFound",
         "KeyReused",
         "QueueFull",
+        "QueueNotFound",
         "ShuttingDown",
         "StoreRefused",
         "StoreUnavailable",
     ),
     "callboard.runtime.core.events": ("Event", "LogEntry"),
+    "callboard.runtime.core.history": ("AttemptOutcome", "AttemptRecord", "ExceptionInfo"),
     "callboard.runtime.core.job": ("Failure", "Job", "Progress", "Request", "Status"),
     "callboard.runtime.core.store": ("JobFilter", "Page"),
     "callboard.runtime.failure": ("JobFailed", "Retry"),
     "callboard.runtime.handlers": ("Handler", "Handlers"),
+    "callboard.runtime.queues": ("Queue",),
     "callboard.runtime.rates": ("Stats",),
     "callboard.runtime.runtime": ("Runtime", "open_runtime"),
     "callboard.runtime.submission": ("Accepted", "Submission"),

@@ -6,6 +6,7 @@ their cleanup have ended.
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import Any, Final, Literal
 
 import trio
@@ -19,6 +20,7 @@ from callboard.runtime.failure import judge, timeout_failure
 from callboard.runtime.handlers import Handler
 from callboard.runtime.payload import decode, encode, storable
 from callboard.runtime.threads import Threads
+from callboard.runtime.wary import is_a, leaves, told
 
 __all__ = ["Around", "Attempt", "Failed", "Outcome", "Reason", "Returned", "Stopped"]
 
@@ -35,7 +37,7 @@ class Returned(Struct, frozen=True):
 
 
 class Failed(Struct, frozen=True):
-    """The handler failed; ``error`` is its exception for the log, None where there is none."""
+    """The handler failed; ``error`` is its exception for the log and the history, None where there is none."""
 
     failure: Failure
     after_seconds: float | None = None
@@ -43,9 +45,10 @@ class Failed(Struct, frozen=True):
 
 
 class Stopped(Struct, frozen=True):
-    """The attempt was told to stop, and has."""
+    """The attempt was told to stop, and has; ``error`` is what it raised on the way out, None where that was in order."""
 
     reason: Reason
+    error: BaseException | None = None
 
 
 Outcome = Returned | Failed | Stopped
@@ -106,9 +109,9 @@ class Attempt:
                 value = await self._call()
         except BaseExceptionGroup as group:
             # Cancelled of a scope further out must pass; the handler's own ends here.
-            if group.subgroup(KeyboardInterrupt) is not None or _is_torn_down(group):
+            if any(is_a(leaf, KeyboardInterrupt) for leaf in leaves(group)) or _is_torn_down(group):
                 raise
-            error = group.split(trio.Cancelled)[1] or group
+            error = told(partial(_without_cancelled, group), None) or group
         except trio.Cancelled as raised:
             if _is_torn_down(raised):
                 raise
@@ -125,11 +128,11 @@ class Attempt:
         if self._lease_scope.cancel_called:
             return Stopped("lease")
         if self._reason is not None:
-            return Stopped(self._reason)
+            return Stopped(self._reason, error)
         if timed_out:
             assert self._job.timeout_seconds is not None
             return Failed(timeout_failure(self._job.timeout_seconds), error=error)
-        if isinstance(error, _Mismatch):
+        if is_a(error, _Mismatch):
             return Failed(error.failure, error=error.__cause__)
         assert error is not None, "a scope that nobody cancelled swallowed a Cancelled"
         verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
@@ -179,10 +182,12 @@ class Attempt:
 
 def _is_torn_down(error: BaseException) -> bool:
     """Whether a scope round the attempt was cancelled. Any other Cancelled is the handler's own: one that it kept and raised later."""
-    has_cancelled = isinstance(error, trio.Cancelled) or (
-        isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
-    )
+    has_cancelled = any(is_a(leaf, trio.Cancelled) for leaf in leaves(error))
     return has_cancelled and trio.current_effective_deadline() == -float("inf")
+
+
+def _without_cancelled(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    return group.split(trio.Cancelled)[1]
 
 
 class _Mismatch(Exception):

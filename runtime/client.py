@@ -4,7 +4,7 @@ Every question is bounded: who waits for the store longer than ``store_timeout_s
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -21,20 +21,24 @@ from callboard.runtime.core.errors import (
     JobNotFound,
     KeyReused,
     QueueFull,
+    QueueNotFound,
     ShuttingDown,
     StoreRefused,
     StoreUnavailable,
 )
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import NULL, Job, Request, Status
 from callboard.runtime.core.store import Committed, Duplicate, Full, JobFilter, Outcome, Page, Write
 from callboard.runtime.core.transition import accept
 from callboard.runtime.directory import Directory
+from callboard.runtime.dispatcher import Dispatcher
 from callboard.runtime.handlers import Handler, Handlers
 from callboard.runtime.hub import Hub
 from callboard.runtime.ids import IdFactory, canonical, chosen_id
 from callboard.runtime.leases import Leases
 from callboard.runtime.messages import CancelAsked, PurgeAsked, RetryAsked
 from callboard.runtime.payload import decode, encode
+from callboard.runtime.queues import Queue, all_queues
 from callboard.runtime.rates import Rates, Stats
 from callboard.runtime.reply import Reply
 from callboard.runtime.store_actor import StoreActor
@@ -62,6 +66,7 @@ class Client:
     _hub: Hub
     _rates: Rates
     _directory: Directory
+    _dispatcher: Dispatcher
     _leases: Leases
     _finished: trio.Event
 
@@ -208,6 +213,29 @@ class Client:
         reply: Reply[Job] = Reply()
         await self._ask(canonical(job_id), PurgeAsked(reply), reply)
 
+    async def attempts(self, job_id: str) -> Sequence[AttemptRecord]:
+        """How the job's attempts ended, oldest first, with their exceptions; nothing yet of one that runs. The newest
+        ``max_attempts_per_job`` are kept. Raises JobNotFound, StoreUnavailable.
+        """
+        job = await self.get(job_id)
+        return await self._bounded(lambda: self._store.attempts(job.id))
+
+    async def queues(self) -> tuple[Queue, ...]:
+        """The queues that have a handler here, hold jobs or are paused, by name. Raises StoreUnavailable."""
+        counts = await self.counts()
+        paused = await self._bounded(self._store.paused)
+        return all_queues(self.handlers.queues, counts, paused)
+
+    async def pause(self, queue: str) -> Queue:
+        """Start no job of that queue any more, in any process, until ``resume``. Attempts that run go on, and jobs are accepted up
+        to ``max_queue_size``. Raises QueueNotFound, StoreUnavailable; pausing it again is harmless.
+        """
+        return await self._set_paused(queue, True)
+
+    async def resume(self, queue: str) -> Queue:
+        """Undo ``pause``: what waited starts at once. Raises QueueNotFound, StoreUnavailable; harmless where nothing is paused."""
+        return await self._set_paused(queue, False)
+
     async def check(self) -> None:
         """Whether this runtime can take work. Raises StoreUnavailable, ShuttingDown."""
         if self.draining:
@@ -234,6 +262,15 @@ class Client:
         )
 
     # Inside
+
+    async def _set_paused(self, name: str, paused: bool) -> Queue:
+        known = {queue.name for queue in await self.queues()}
+        if name not in known:
+            raise QueueNotFound(f"there is no queue {name!r}: no handler works on it and it holds no job")
+        await self._bounded(lambda: self._store.set_paused(name, paused))
+        if not paused:
+            self._dispatcher.wake()
+        return next((queue for queue in await self.queues() if queue.name == name), Queue(name, paused))
 
     def _handler(self, name: str) -> Handler:
         handler = self.handlers.get(name)

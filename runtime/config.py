@@ -42,6 +42,8 @@ class Config(Struct, frozen=True, kw_only=True):
     """Largest result, as JSON text."""
     max_events_per_job: int = 1000
     """Events kept of each job, the newest; who resumes further back gets a snapshot."""
+    max_attempts_per_job: int = 100
+    """Attempts kept in the history of each job, the newest."""
     max_wait_seconds: float = 50
     """Cap of ``Prefer: wait`` and long polls."""
     expose_error_messages: bool = False
@@ -95,6 +97,7 @@ _INTEGERS = {
     "max_body_bytes": 1,
     "max_result_bytes": 2,
     "max_events_per_job": 1,
+    "max_attempts_per_job": 1,
     "max_subscriber_events": 1,
 }
 """Field -> least value."""

@@ -1,12 +1,10 @@
 """What a handler's exception means: found through exception groups, in a fixed order of precedence."""
 
-from collections.abc import Iterator
-
 from msgspec import Struct
 
 from callboard.runtime.core.job import Failure
 from callboard.runtime.handlers import Handler
-from callboard.runtime.payload import storable
+from callboard.runtime.wary import is_a, leaves, plain, told, type_name
 
 __all__ = ["JobFailed", "Retry", "Verdict", "judge", "timeout_failure"]
 
@@ -59,30 +57,38 @@ class Verdict(Struct, frozen=True):
 
 
 def judge(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
-    """What to make of ``error``: JobFailed anywhere in it wins over Retry, Retry over any other exception."""
-    leaves = list(_leaves(error))
-    for leaf in leaves:
-        if isinstance(leaf, JobFailed):
+    """What to make of ``error``: JobFailed anywhere in it wins over Retry, Retry over any other exception.
+
+    One that raises when it is looked at is any other exception.
+    """
+    failure = Failure(code="HANDLER_ERROR", message=HIDDEN_MESSAGE, type=type_name(error), retryable=True)
+    return told(lambda: _judged(error, handler, expose=expose), Verdict(failure))
+
+
+def _judged(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
+    found = list(leaves(error))
+    for leaf in found:
+        if is_a(leaf, JobFailed):
             return Verdict(
                 Failure(
-                    code=storable(str(leaf.code)[:MAX_CODE]),
-                    message=storable(str(leaf.message)[:MAX_MESSAGE]),
-                    type=type(leaf).__name__,
+                    code=plain(leaf.code, MAX_CODE),
+                    message=plain(leaf.message, MAX_MESSAGE),
+                    type=type_name(leaf),
                     retryable=bool(leaf.retryable),
                 )
             )
-    for leaf in leaves:
-        if isinstance(leaf, Retry):
+    for leaf in found:
+        if is_a(leaf, Retry):
             message = "The handler asked to be run again."
-            failure = Failure(code="HANDLER_ERROR", message=message, type=type(leaf).__name__, retryable=True)
-            return Verdict(failure, leaf.after_seconds)
-    leaf = leaves[0]
+            failure = Failure(code="HANDLER_ERROR", message=message, type=type_name(leaf), retryable=True)
+            return Verdict(failure, _seconds(leaf.after_seconds))
+    leaf = found[0]
     return Verdict(
         Failure(
             code="HANDLER_ERROR",
             message=_text(leaf) if expose else HIDDEN_MESSAGE,
-            type=type(leaf).__name__,
-            retryable=all(handler.may_retry(one) for one in leaves),
+            type=type_name(leaf),
+            retryable=all(handler.may_retry(one) for one in found),
         )
     )
 
@@ -94,16 +100,9 @@ def timeout_failure(timeout_seconds: float) -> Failure:
 
 
 def _text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 -- the app's own code: an exception that has no text is one that says nothing
-        text = ""
-    return storable(text[:MAX_MESSAGE]) or type(error).__name__
+    return told(lambda: plain(error, MAX_MESSAGE), "") or type_name(error)
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+def _seconds(asked: object) -> float | None:
+    # A subclass need not go through the check of ``Retry``'s own __init__.
+    return float(asked) if isinstance(asked, int | float) and asked >= 0 else None

@@ -155,6 +155,7 @@ class Record:
             job=change.job,
             events=change.events,
             expected=before,
+            attempt=change.attempt,
             max_queue_size=self._config.max_queue_size if bounded else None,
         )
         fence = self.fence if fenced else None
@@ -167,7 +168,9 @@ class Record:
                 other = _decide_all(current, steps)
             except IllegalTransition:
                 return None
-            return replace(write, job=other.job, events=other.events, expected=current) if other.events else None
+            if not other.events:
+                return None
+            return replace(write, job=other.job, events=other.events, attempt=other.attempt, expected=current)
 
         return replace(write, again=again)
 
@@ -190,5 +193,5 @@ def _decide_all(job: Job, steps: tuple[Command, ...]) -> Change:
     change = Change(job)
     for step in steps:
         following = decide(change.job, step)
-        change = Change(following.job, change.events + following.events)
+        change = Change(following.job, change.events + following.events, following.attempt or change.attempt)
     return change

@@ -186,6 +186,9 @@ class Runtime(Client):
             self._reread()
         if news.holder_died:
             self._timers.wake()
+        if news.queues_changed:
+            # One may have been resumed. Of a pause the store tells each claim.
+            self._dispatcher.wake()
 
     def _reread(self) -> None:
         self._hub.lag_all()
@@ -217,7 +220,11 @@ async def open_runtime(
     settings = config or Config()
     source = random or randomness.SystemRandom()
     runtime = Runtime(store, registry, settings, around=around, random=source, threads=threads)
-    await store.open(worker=runtime.worker, max_events_per_job=settings.max_events_per_job)
+    await store.open(
+        worker=runtime.worker,
+        max_events_per_job=settings.max_events_per_job,
+        max_attempts_per_job=settings.max_attempts_per_job,
+    )
     bodys_error: BaseException | None = None
     try:
         asked = trio.current_time()

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.runtime.core.events import Event
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import (
     Claimed,
@@ -160,6 +161,9 @@ class StoreActor:
     async def prune(self, ended_before_ms: int, limit: int) -> int:
         return await self._ask(self._writes, lambda: self._store.prune(ended_before_ms=ended_before_ms, limit=limit))
 
+    async def set_paused(self, queue: str, paused: bool) -> bool:
+        return await self._ask(self._writes, lambda: self._store.set_paused(queue, paused))
+
     async def get(self, job_id: str) -> Job | None:
         reply: Reply[Job | None] = Reply()
         self._reads.put((job_id, reply))
@@ -170,6 +174,12 @@ class StoreActor:
 
     async def events(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
         return await self._ask(self._reads, lambda: self._store.events(job_id, after=after, limit=limit))
+
+    async def attempts(self, job_id: str) -> Sequence[AttemptRecord]:
+        return await self._ask(self._reads, lambda: self._store.attempts(job_id))
+
+    async def paused(self) -> Sequence[str]:
+        return await self._ask(self._reads, self._store.paused)
 
     async def next_due(self) -> Due:
         return await self._ask(self._reads, self._store.next_due)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from callboard.runtime.attempt import Attempt, Failed, Outcome, Reason, Returned, Stopped
+from callboard.runtime.chain import chain_of
 from callboard.runtime.core.commands import Cancel, Command, Fail, Release, Retry, Stop, Succeed
 from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Job, Status
@@ -23,6 +24,7 @@ from callboard.runtime.record import LeaseLost, Record
 from callboard.runtime.reply import Reply
 from callboard.runtime.reporter import Reporter
 from callboard.runtime.submission import MAX_DELAY_MS
+from callboard.runtime.wary import is_a, told
 
 if TYPE_CHECKING:
     from callboard.runtime.directory import Directory
@@ -201,12 +203,13 @@ class Supervisor:
         match outcome:
             case Returned(result, location):
                 return Succeed(now_ms=now_ms, result=result, location=location)
-            case Failed(failure, after_seconds):
-                return Fail(now_ms=now_ms, failure=failure, delay_ms=self._delay_ms(job, after_seconds))
-            case Stopped("cancel"):
-                return Stop(now_ms=now_ms)
-            case Stopped():
-                return Release(now_ms=now_ms)
+            case Failed(failure, after_seconds, error):
+                delay_ms = self._delay_ms(job, after_seconds)
+                return Fail(now_ms=now_ms, failure=failure, delay_ms=delay_ms, exceptions=chain_of(error))
+            case Stopped("cancel", error):
+                return Stop(now_ms=now_ms, exceptions=chain_of(error))
+            case Stopped(_, error):
+                return Release(now_ms=now_ms, exceptions=chain_of(error))
 
     def _delay_ms(self, job: Job, after_seconds: float | None) -> int:
         if after_seconds is not None:
@@ -275,7 +278,8 @@ class Supervisor:
             failure = outcome.failure
             words = (job.id, job.name, job.attempt, failure.code, failure.type, job.status.value)
             # A handler that asks to be run again knows what it does: nobody needs to see where it asked.
-            asked = isinstance(outcome.error, Again) and outcome.error.__cause__ is None
-            logger.log(level, text, *words, exc_info=None if asked else outcome.error)
+            asked = is_a(outcome.error, Again) and outcome.error.__cause__ is None
+            # A logging handler formats the app's exception, and may raise what that raises.
+            told(lambda: logger.log(level, text, *words, exc_info=None if asked else outcome.error), None)
         else:
             logger.debug("job %s (%s) attempt %d: now %s", job.id, job.name, job.attempt, job.status.value)

@@ -11,12 +11,24 @@ Two stores made with one name must see the same data, a fresh name must be empty
 
 from typing import Final
 
-from callboard.stores import conformance_claims, conformance_reads, conformance_writes
+from callboard.stores import (
+    conformance_claims,
+    conformance_history,
+    conformance_pause,
+    conformance_reads,
+    conformance_writes,
+)
 from callboard.stores.conformance_bench import Check, MakeStore
 
 __all__ = ["CHECKS", "Check", "MakeStore", "check_store"]
 
-CHECKS: Final[tuple[Check, ...]] = (*conformance_writes.CHECKS, *conformance_claims.CHECKS, *conformance_reads.CHECKS)
+CHECKS: Final[tuple[Check, ...]] = (
+    *conformance_writes.CHECKS,
+    *conformance_claims.CHECKS,
+    *conformance_reads.CHECKS,
+    *conformance_history.CHECKS,
+    *conformance_pause.CHECKS,
+)
 
 
 async def check_store(make_store: MakeStore, *, clock_is_injected: bool = True) -> None:

@@ -69,10 +69,14 @@ class Bench:
         self._now_ms = _START_MS
         self._opened: list[Store] = []
 
-    async def connect(self, worker: str = "first", *, max_events_per_job: int = 100) -> Store:
+    async def connect(
+        self, worker: str = "first", *, max_events_per_job: int = 100, max_attempts_per_job: int = 100
+    ) -> Store:
         """A connection, closed at the end of the check."""
         store = self._make_store(self._name, self._clock)
-        await store.open(worker=worker, max_events_per_job=max_events_per_job)
+        await store.open(
+            worker=worker, max_events_per_job=max_events_per_job, max_attempts_per_job=max_attempts_per_job
+        )
         self._opened.append(store)
         return store
 
@@ -149,11 +153,11 @@ async def submit(store: Store, *numbers: int, **fields: Any) -> list[Job]:
 
 def after(current: Job, *commands: Command, max_queue_size: int | None = None) -> Write:
     """The write of what the commands make of a record."""
-    following, events = current, tuple[Event, ...]()
+    following, events, attempt = current, tuple[Event, ...](), None
     for command in commands:
         change = decide(following, command)
-        following, events = change.job, events + change.events
-    return Write(job=following, events=events, expected=current, max_queue_size=max_queue_size)
+        following, events, attempt = change.job, events + change.events, change.attempt or attempt
+    return Write(job=following, events=events, expected=current, attempt=attempt, max_queue_size=max_queue_size)
 
 
 async def apply(store: Store, current: Job, *commands: Command) -> Job:

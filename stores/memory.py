@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from callboard.runtime.core.commands import Claim, Lapse
 from callboard.runtime.core.errors import StoreUnavailable
 from callboard.runtime.core.events import Event
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import WAITING, Job, Request, Status
 from callboard.runtime.core.store import (
     Claimed,
@@ -37,7 +38,7 @@ from callboard.runtime.core.store import (
     Page,
     Write,
 )
-from callboard.runtime.core.transition import decide
+from callboard.runtime.core.transition import Change, decide
 from callboard.stores.comparing import check_batch, fitting, is_same
 from callboard.stores.cursors import news_cursor, page_cursor, read_news_cursor, read_page_cursor
 from callboard.stores.lazyheap import LazyHeap
@@ -57,6 +58,7 @@ class _Record(Struct):
     job: Job
     request: Request
     events: tuple[Event, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
     lease_ms: int = 0
 
 
@@ -79,6 +81,8 @@ class MemoryDatabase:
         self.leases = LazyHeap()
         self.ended = LazyHeap()
         self.counts: Counter[tuple[str, Status]] = Counter()
+        self.paused: set[str] = set()
+        self.queue_changes = 0
         self.last_serial = 0
         self.last_fence = 0
         self.last_origin = 0
@@ -126,6 +130,10 @@ class MemoryDatabase:
             self.feed.append(_Fed(self.position, origin, event))
         while len(self.feed) > _FEED_EVENTS:
             self.forgotten = self.feed.popleft().position
+        self.wake(origin)
+
+    def wake(self, origin: int) -> None:
+        """Wake every sleeper but the one who has done something."""
         for sleeper, woken in self.sleepers.items():
             if sleeper != origin:
                 woken.set()
@@ -147,8 +155,9 @@ class MemoryDatabase:
             self.ready[job.queue, job.name].put(serial, -job.priority)
 
     def choose(self, queues: Sequence[str], names: Sequence[str], limit: int) -> list[_Record]:
-        """Up to ``limit`` ready jobs in order of priority, then of acceptance, taken out of the ready ones."""
-        pairs = [(queue, name) for queue in dict.fromkeys(queues) for name in dict.fromkeys(names)]
+        """Up to ``limit`` ready jobs of queues that are not paused, by priority, then acceptance, taken out of the ready ones."""
+        open_queues = [queue for queue in dict.fromkeys(queues) if queue not in self.paused]
+        pairs = [(queue, name) for queue in open_queues for name in dict.fromkeys(names)]
         heaps = [self.ready[pair] for pair in pairs if pair in self.ready]
         front = [(*first, index) for index, heap in enumerate(heaps) if (first := heap.first()) is not None]
         heapq.heapify(front)
@@ -194,11 +203,13 @@ class MemoryStore:
         self._worker = ""
         self._origin = 0
         self._keep = 1
+        self._keep_attempts = 1
 
-    async def open(self, *, worker: str, max_events_per_job: int) -> None:
+    async def open(self, *, worker: str, max_events_per_job: int, max_attempts_per_job: int) -> None:
         await trio.lowlevel.checkpoint()
         self._shared.last_origin += 1
-        self._worker, self._origin, self._keep = worker, self._shared.last_origin, max_events_per_job
+        self._worker, self._origin = worker, self._shared.last_origin
+        self._keep, self._keep_attempts = max_events_per_job, max_attempts_per_job
 
     async def aclose(self) -> None:
         sleeping = self._shared.sleepers.get(self._origin)
@@ -228,8 +239,7 @@ class MemoryStore:
         lapsed: list[Committed] = []
         while len(lapsed) < limit and (first := database.leases.first()) is not None and first[0] <= now_ms:
             record = database.records[first[1]]
-            change = decide(record.job, Lapse(now_ms=now_ms))
-            lapsed.append(self._write(record, change.job, change.events))
+            lapsed.append(self._write(record, decide(record.job, Lapse(now_ms=now_ms))))
         return lapsed
 
     async def prune(self, *, ended_before_ms: int, limit: int) -> int:
@@ -239,6 +249,15 @@ class MemoryStore:
             database.remove(database.records[first[1]])
             removed += 1
         return removed
+
+    async def set_paused(self, queue: str, paused: bool) -> bool:
+        database = await self._connected()
+        if (queue in database.paused) is paused:
+            return False
+        database.paused ^= {queue}
+        database.queue_changes += 1
+        database.wake(self._origin)
+        return True
 
     async def get(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
         database = await self._connected()
@@ -256,12 +275,19 @@ class MemoryStore:
         record = (await self._connected()).find(job_id)
         return [] if record is None else [event for event in record.events if event.seq > after][:limit]
 
+    async def attempts(self, job_id: str) -> Sequence[AttemptRecord]:
+        record = (await self._connected()).find(job_id)
+        return () if record is None else record.attempts
+
     async def next_due(self) -> Due:
         database = await self._connected()
         return Due(*(None if first is None else first[0] for first in (database.due.first(), database.leases.first())))
 
     async def counts(self) -> dict[tuple[str, Status], int]:
         return {pair: count for pair, count in (await self._connected()).counts.items() if count}
+
+    async def paused(self) -> Sequence[str]:
+        return sorted((await self._connected()).paused)
 
     async def now_ms(self) -> int:
         await self._connected()
@@ -270,11 +296,11 @@ class MemoryStore:
     async def wait_news(self, cursor: str | None) -> News:
         database = await self._connected()
         if cursor is None:
-            return News(cursor=news_cursor(database.position))
-        seen = read_news_cursor(cursor)
+            return News(cursor=news_cursor(database.position, database.queue_changes))
+        seen, queues = read_news_cursor(cursor)
         while True:
-            news = self._news(seen)
-            if news.events or not news.complete:
+            news = self._news(seen, queues)
+            if news.events or not news.complete or news.queues_changed:
                 return news
             seen = database.position
             await self._sleep()
@@ -295,7 +321,7 @@ class MemoryStore:
             del self._shared.sleepers[origin]
         await self._connected()
 
-    def _news(self, seen: int) -> News:
+    def _news(self, seen: int, queues: int) -> News:
         database = self._shared
         complete = database.forgotten <= seen <= database.position
         fresh: list[Event] = []
@@ -304,7 +330,12 @@ class MemoryStore:
                 break
             if fed.origin != self._origin:
                 fresh.append(fed.event)
-        return News(cursor=news_cursor(database.position), events=tuple(reversed(fresh)), complete=complete)
+        return News(
+            cursor=news_cursor(database.position, database.queue_changes),
+            events=tuple(reversed(fresh)),
+            complete=complete,
+            queues_changed=queues != database.queue_changes,
+        )
 
     def _apply(self, item: Write | Delete) -> Outcome:
         if isinstance(item, Delete):
@@ -331,7 +362,7 @@ class MemoryStore:
         joins = fits.job.status in WAITING and record.job.status not in WAITING
         if (full := self._full(fits, joins=joins)) is not None:
             return full
-        return self._write(record, fits.job, fits.events)
+        return self._write(record, Change(fits.job, fits.events, fits.attempt))
 
     def _delete(self, item: Delete) -> Outcome:
         record = self._shared.find(item.expected.id)
@@ -348,7 +379,7 @@ class MemoryStore:
         database = self._shared
         database.last_fence += 1
         change = decide(record.job, Claim(now_ms=now_ms, worker=self._worker, fence=database.last_fence))
-        self._write(record, change.job, change.events, lease_ms=now_ms + lease_ms)
+        self._write(record, change, lease_ms=now_ms + lease_ms)
         return Claimed(change.job, record.request, change.events)
 
     def _extend(self, record: _Record | None, fence: int, lease_ms: int) -> Extension:
@@ -357,10 +388,12 @@ class MemoryStore:
         self._shared.change(record, record.job, lease_ms)
         return Extension(held=True, cancel_requested=record.job.cancel_requested)
 
-    def _write(self, record: _Record, job: Job, events: tuple[Event, ...], lease_ms: int | None = None) -> Committed:
-        self._shared.change(record, job, lease_ms)
-        self._shared.append(record, events, origin=self._origin, keep=self._keep)
-        return Committed(job, events)
+    def _write(self, record: _Record, change: Change, lease_ms: int | None = None) -> Committed:
+        self._shared.change(record, change.job, lease_ms)
+        if change.attempt is not None:
+            record.attempts = (*record.attempts, change.attempt)[-self._keep_attempts :]
+        self._shared.append(record, change.events, origin=self._origin, keep=self._keep)
+        return Committed(change.job, change.events)
 
 
 def _matches(job: Job, where: JobFilter) -> bool:

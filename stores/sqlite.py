@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from callboard.runtime.core.errors import StoreUnavailable
 from callboard.runtime.core.events import Event
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import (
     Claimed,
@@ -32,7 +33,7 @@ from callboard.runtime.core.store import (
     Write,
 )
 from callboard.stores import sqlite_read, sqlite_write
-from callboard.stores.cursors import news_cursor, page_cursor, read_news_cursor, read_page_cursor
+from callboard.stores.cursors import page_cursor, read_page_cursor
 from callboard.stores.memory import system_clock
 from callboard.stores.pace import Pace
 from callboard.stores.sqlite_crew import Crew
@@ -57,6 +58,7 @@ class _Opened(Struct, frozen=True):
     engine: Engine
     crew: Crew
     max_events_per_job: int
+    max_attempts_per_job: int
 
     async def aclose(self) -> None:
         """Let go of everything; the name last, because whoever sees it free takes our jobs."""
@@ -87,7 +89,7 @@ class SqliteStore:
         self._opened: _Opened | None = None
         self._look_at_holders_at = 0.0
 
-    async def open(self, *, worker: str, max_events_per_job: int) -> None:
+    async def open(self, *, worker: str, max_events_per_job: int, max_attempts_per_job: int) -> None:
         await trio.lowlevel.checkpoint()
         path = self._path.resolve()
         lock = await prepare(path)
@@ -98,7 +100,7 @@ class SqliteStore:
             lock.close()
             raise
         engine = Engine(path, lock, synchronous=self._synchronous, pace=Pace(self._inline_commit_below_ms))
-        opened = _Opened(engine, crew, max_events_per_job)
+        opened = _Opened(engine, crew, max_events_per_job, max_attempts_per_job)
         try:
             await engine.write(crew.register)
         except BaseException:
@@ -151,6 +153,9 @@ class SqliteStore:
             lambda ledger: sqlite_write.prune(ledger, ended_before_ms=ended_before_ms, limit=limit)
         )
 
+    async def set_paused(self, queue: str, paused: bool) -> bool:
+        return await self._write(lambda ledger: sqlite_write.set_paused(ledger.connection, queue, paused))
+
     async def get(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
         return await self._read(lambda connection: sqlite_read.get(connection, job_ids))
 
@@ -166,11 +171,17 @@ class SqliteStore:
     async def events(self, job_id: str, *, after: int, limit: int) -> Sequence[Event]:
         return await self._read(lambda connection: sqlite_read.events(connection, job_id, after=after, limit=limit))
 
+    async def attempts(self, job_id: str) -> Sequence[AttemptRecord]:
+        return await self._read(lambda connection: sqlite_read.attempts(connection, job_id))
+
     async def next_due(self) -> Due:
         return await self._read(sqlite_read.next_due)
 
     async def counts(self) -> dict[tuple[str, Status], int]:
         return await self._read(sqlite_read.counts)
+
+    async def paused(self) -> Sequence[str]:
+        return await self._read(sqlite_read.paused)
 
     async def now_ms(self) -> int:
         await trio.lowlevel.checkpoint()
@@ -179,19 +190,18 @@ class SqliteStore:
 
     async def wait_news(self, cursor: str | None) -> News:
         if cursor is None:
-            return News(cursor=news_cursor(await self._read(sqlite_read.position)))
+            return News(cursor=await self._read(sqlite_read.newest))
         engine, version = self._connected().engine, None
-        seen = read_news_cursor(cursor)
         while True:
             newest = (engine.generation, await self._read(_data_version))
             if newest != version:
                 version = newest
-                news = await self._news(seen)
-                if news.events or not news.complete:
+                news = await self._news(cursor)
+                if news.events or not news.complete or news.queues_changed:
                     return news
-                seen = read_news_cursor(news.cursor)
+                cursor = news.cursor
             if await self._a_holder_died():
-                return News(cursor=news_cursor(seen), holder_died=True)
+                return News(cursor=cursor, holder_died=True)
             await trio.sleep(_LOOK_SECONDS)
 
     def _connected(self) -> _Opened:
@@ -203,16 +213,23 @@ class SqliteStore:
         opened = self._connected()
 
         def work(connection: sqlite3.Connection) -> T:
-            return verb(Ledger(connection, origin=opened.crew.origin, max_events_per_job=opened.max_events_per_job))
+            return verb(
+                Ledger(
+                    connection,
+                    origin=opened.crew.origin,
+                    max_events_per_job=opened.max_events_per_job,
+                    max_attempts_per_job=opened.max_attempts_per_job,
+                )
+            )
 
         return await opened.engine.write(work)
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._connected().engine.read(work)
 
-    async def _news(self, seen: int) -> News:
+    async def _news(self, cursor: str) -> News:
         origin = self._connected().crew.origin
-        return await self._read(lambda connection: sqlite_read.news(connection, seen, origin=origin))
+        return await self._read(lambda connection: sqlite_read.news(connection, cursor, origin=origin))
 
     async def _a_holder_died(self) -> bool:
         if trio.current_time() < self._look_at_holders_at:

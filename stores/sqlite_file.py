@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import quote
 
 from callboard.runtime.core.errors import StoreRefused
-from callboard.stores.sqlite_schema import APPLICATION_ID, USER_VERSION
+from callboard.stores.sqlite_schema import APPLICATION_ID, OLDEST_VERSION, USER_VERSION
 
 __all__ = ["inspect", "uri"]
 
@@ -39,7 +39,7 @@ _WAL: Final = b"\2\2"
 
 
 def inspect(path: Path) -> bool:
-    """Whether ``path`` holds a store of ours, in WAL mode; False when it is for ``lay_out`` to make it one.
+    """Whether ``path`` holds a store of ours as it is to be, in WAL mode; False when it is for ``lay_out`` to make it one.
 
     Raises StoreRefused when it is another's.
     """
@@ -98,16 +98,16 @@ def _is_ours(path: Path) -> bool:
         connection = sqlite3.connect(uri(path, mode), uri=True, isolation_level=None)
         try:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
             tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         finally:
             connection.close()
     except sqlite3.Error as error:
         raise StoreRefused(f"{path} cannot be read as an SQLite database ({error}): restore it from a copy") from error
     if application == APPLICATION_ID:
-        if version != USER_VERSION:
+        if not OLDEST_VERSION <= version <= USER_VERSION:
             raise StoreRefused(f"{path} has layout {version}, this callboard knows {USER_VERSION}: upgrade callboard")
-        return True
+        return version == USER_VERSION
     if tables or application:
         raise StoreRefused(f"{path} is an SQLite database of another program: give the store a file of its own")
     return False

@@ -14,9 +14,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from callboard.runtime.core.codec import decode_job, encode_event, encode_job, encode_request
+from callboard.runtime.core.codec import decode_job, encode_attempt, encode_event, encode_job, encode_request
 from callboard.runtime.core.errors import StoreRefused
 from callboard.runtime.core.events import Event
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import TERMINAL, WAITING, Job, Request, Status
 
 __all__ = ["Ledger", "Row", "Unreadable", "json_array", "readable"]
@@ -37,6 +38,7 @@ _WAITING: Final = "SELECT coalesce(sum(n), 0) FROM tally WHERE queue = ? AND sta
 _DELETE_JOBS: Final = "DELETE FROM job WHERE serial IN (SELECT value FROM json_each(?))"
 _DELETE_REQUESTS: Final = "DELETE FROM request WHERE serial IN (SELECT value FROM json_each(?))"
 _DELETE_EVENTS: Final = "DELETE FROM event WHERE serial IN (SELECT value FROM json_each(?)) RETURNING pos"
+_DELETE_ATTEMPTS: Final = "DELETE FROM attempt WHERE serial IN (SELECT value FROM json_each(?))"
 _INSERT_JOB: Final = (
     "INSERT INTO job (name, queue, status, priority, due_ms, ready, lease_ms, holder, owner, completed_ms, record, serial, id, key)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -47,6 +49,8 @@ _UPDATE_JOB: Final = (
 )
 _INSERT_REQUEST: Final = "INSERT INTO request (serial, body) VALUES (?, ?)"
 _INSERT_EVENT: Final = "INSERT INTO event (pos, serial, seq, origin, body) VALUES (?, ?, ?, ?, ?)"
+_INSERT_ATTEMPT: Final = "INSERT OR REPLACE INTO attempt (serial, number, body) VALUES (?, ?, ?)"
+_TRIM_ATTEMPTS: Final = "DELETE FROM attempt WHERE serial = ? AND number <= ?"
 _TRIM_EVENTS: Final = (
     "DELETE FROM event WHERE serial = ? AND seq <="
     " (SELECT seq FROM event WHERE serial = ? ORDER BY seq DESC LIMIT 1 OFFSET ?) RETURNING pos"
@@ -78,10 +82,13 @@ class _Counters(Struct):
 class Ledger:
     """What one transaction of the connection ``origin`` reads and changes."""
 
-    def __init__(self, connection: sqlite3.Connection, *, origin: int, max_events_per_job: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, *, origin: int, max_events_per_job: int, max_attempts_per_job: int
+    ) -> None:
         self.connection = connection
         self.origin = origin
         self._max_events = max_events_per_job
+        self._max_attempts = max_attempts_per_job
         row = connection.execute("SELECT serial, fence, pos, lost_pos FROM counter").fetchone()
         self._counters = _Counters(*row)
         self._counters_before = _Counters(*row)
@@ -93,6 +100,7 @@ class Ledger:
         self._waiting_before: dict[str, int] = {}
         self._requests: list[tuple[int, bytes]] = []
         self._events: list[tuple[int, int, int, int, bytes]] = []
+        self._attempts: list[tuple[int, int, bytes]] = []
 
     def load_ids(self, job_ids: Sequence[str], *, unreadable: Unreadable) -> None:
         """Make the jobs of these ids known to ``by_id``."""
@@ -136,8 +144,18 @@ class Ledger:
         self._append(job.serial, events)
         return job
 
-    def change(self, row: Row, job: Job, events: Iterable[Event], *, lease_ms: int | None = None) -> None:
-        """The next record of a row. It keeps its lease while it is InProgress; ``lease_ms`` begins one of this connection."""
+    def change(
+        self,
+        row: Row,
+        job: Job,
+        events: Iterable[Event],
+        *,
+        attempt: AttemptRecord | None = None,
+        lease_ms: int | None = None,
+    ) -> None:
+        """The next record of a row, which ended ``attempt``. It keeps its lease while it is InProgress; ``lease_ms`` begins one of
+        this connection.
+        """
         self._tally[row.job.queue, row.job.status.value] -= 1
         self._tally[job.queue, job.status.value] += 1
         if lease_ms is not None:
@@ -146,9 +164,11 @@ class Ledger:
             row.lease_ms = row.holder = None
         row.job, row.changed = job, True
         self._append(job.serial, events)
+        if attempt is not None:
+            self._attempts.append((job.serial, attempt.attempt, encode_attempt(attempt)))
 
     def remove(self, row: Row) -> None:
-        """Remove a row with its events, id and key."""
+        """Remove a row with its events, history, id and key."""
         job = row.job
         row.gone = True
         self._tally[job.queue, job.status.value] -= 1
@@ -172,6 +192,7 @@ class Ledger:
         execute_many(_INSERT_REQUEST, self._requests)
         execute_many(_INSERT_EVENT, self._events)
         self._trim(changed)
+        self._flush_attempts()
         execute_many(_ADD_TALLY, [(*pair, change) for pair, change in self._tally.items() if change])
         self._flush_counters()
 
@@ -199,9 +220,11 @@ class Ledger:
         self.connection.execute(_DELETE_JOBS, (array,))
         self.connection.execute(_DELETE_REQUESTS, (array,))
         self._lose(self.connection.execute(_DELETE_EVENTS, (array,)))
+        self.connection.execute(_DELETE_ATTEMPTS, (array,))
         self._lose([(event[0],) for event in self._events if event[1] in gone])
         self._events = [event for event in self._events if event[1] not in gone]
         self._requests = [request for request in self._requests if request[0] not in gone]
+        self._attempts = [attempt for attempt in self._attempts if attempt[0] not in gone]
 
     def _trim(self, changed: list[Row]) -> None:
         for row in changed:
@@ -210,6 +233,12 @@ class Ledger:
                 self._lose(
                     self.connection.execute(_TRIM_EVENTS, (row.job.serial, row.job.serial, self._max_events)).fetchall()
                 )
+
+    def _flush_attempts(self) -> None:
+        self.connection.executemany(_INSERT_ATTEMPT, self._attempts)
+        # Numbers have no holes: what ends is the attempt that was claimed last.
+        old = [(serial, number - self._max_attempts) for serial, number, _ in self._attempts]
+        self.connection.executemany(_TRIM_ATTEMPTS, [trim for trim in old if trim[1] > 0])
 
     def _lose(self, positions: Iterable[tuple[int]]) -> None:
         for (position,) in positions:

@@ -6,15 +6,16 @@ from typing import Final
 
 from msgspec import Struct
 
-from callboard.runtime.core.codec import decode_event, decode_job
+from callboard.runtime.core.codec import decode_attempt, decode_event, decode_job
 from callboard.runtime.core.events import Event
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import Due, JobFilter, News
-from callboard.stores.cursors import news_cursor
+from callboard.stores.cursors import news_cursor, read_news_cursor
 from callboard.stores.sqlite_engine import snapshot
 from callboard.stores.sqlite_ledger import json_array, readable
 
-__all__ = ["Slice", "counts", "events", "get", "news", "next_due", "position", "slice_below"]
+__all__ = ["Slice", "attempts", "counts", "events", "get", "newest", "news", "next_due", "paused", "slice_below"]
 
 _SLICE: Final = 4000
 """So many jobs are looked at before the loop may turn: a filter that few jobs pass must not stop everything else."""
@@ -25,6 +26,7 @@ _GET: Final = "SELECT id, record FROM job WHERE id IN (SELECT value FROM json_ea
 _EVENTS: Final = (
     "SELECT body FROM event WHERE serial = (SELECT serial FROM job WHERE id = ?) AND seq > ? ORDER BY seq LIMIT ?"
 )
+_ATTEMPTS: Final = "SELECT body FROM attempt WHERE serial = (SELECT serial FROM job WHERE id = ?) ORDER BY number"
 _FLOOR: Final = "SELECT min(serial) FROM (SELECT serial FROM job WHERE serial < ? ORDER BY serial DESC LIMIT ?)"
 _FLOOR_OF_OWNER: Final = (
     "SELECT min(serial) FROM (SELECT serial FROM job WHERE owner = ? AND serial < ? ORDER BY serial DESC LIMIT ?)"
@@ -76,6 +78,11 @@ def events(connection: sqlite3.Connection, job_id: str, *, after: int, limit: in
     return [decode_event(body) for (body,) in connection.execute(_EVENTS, (job_id, after, limit))]
 
 
+def attempts(connection: sqlite3.Connection, job_id: str) -> list[AttemptRecord]:
+    """The attempts of a job that have ended, oldest first."""
+    return [decode_attempt(body) for (body,) in connection.execute(_ATTEMPTS, (job_id,))]
+
+
 def next_due(connection: sqlite3.Connection) -> Due:
     """The earliest due time and the earliest end of a lease."""
     scheduled = "SELECT due_ms FROM job WHERE due_ms IS NOT NULL ORDER BY due_ms LIMIT 1"
@@ -89,22 +96,29 @@ def counts(connection: sqlite3.Connection) -> dict[tuple[str, Status], int]:
     return {(queue, Status(status)): count for queue, status, count in rows}
 
 
-def position(connection: sqlite3.Connection) -> int:
-    """The position of the newest event."""
-    newest: int = connection.execute("SELECT pos FROM counter").fetchone()[0]
-    return newest
+def paused(connection: sqlite3.Connection) -> list[str]:
+    """The paused queues, sorted."""
+    return [queue for (queue,) in connection.execute("SELECT queue FROM paused ORDER BY queue")]
 
 
-def news(connection: sqlite3.Connection, seen: int, *, origin: int) -> News:
-    """What connections other than ``origin`` committed after ``seen``, or the first part of it."""
+def newest(connection: sqlite3.Connection) -> str:
+    """The cursor of someone who has seen everything."""
+    return news_cursor(*connection.execute("SELECT pos, queues FROM counter").fetchone())
+
+
+def news(connection: sqlite3.Connection, cursor: str, *, origin: int) -> News:
+    """What connections other than ``origin`` committed after ``cursor``, or the first part of it."""
+    seen, seen_queues = read_news_cursor(cursor)
     with snapshot(connection):
-        newest, lost = connection.execute("SELECT pos, lost_pos FROM counter").fetchone()
+        newest, lost, queues = connection.execute("SELECT pos, lost_pos, queues FROM counter").fetchone()
         rows = connection.execute(_NEWS, (seen, origin, _MAX_NEWS)).fetchall()
     reached = rows[-1][0] if len(rows) == _MAX_NEWS else newest
     events = [readable(decode_event, body, serial) for _, serial, body in rows]
     fresh = tuple(event for event in events if event is not None)
     complete = lost <= seen <= newest and len(fresh) == len(rows)
-    return News(cursor=news_cursor(reached), events=fresh, complete=complete)
+    return News(
+        cursor=news_cursor(reached, queues), events=fresh, complete=complete, queues_changed=queues != seen_queues
+    )
 
 
 def _values(where: JobFilter) -> dict[str, str | int | None]:

@@ -1,20 +1,24 @@
-"""The layout of the SQLite file and how an empty one gets it.
+"""The layout of the SQLite file, how an empty one gets it, and how one of an older callboard does.
 
 The record (``job.record``) is authoritative; the columns beside it exist to be searched. The numbers that must never be given
-twice (serials, fences, positions of events) are kept in ``counter``, because a record holds its serial before it is a row.
+twice (serials, fences, positions of events) are kept in ``counter``, because a record holds its serial before it is a row; beside
+them how often a queue was paused or resumed, by which the others see that one was.
 ``request`` is a table of its own, so that a progress report does not rewrite a large body.
 """
 
 import sqlite3
 from typing import Final
 
-__all__ = ["APPLICATION_ID", "USER_VERSION", "lay_out"]
+__all__ = ["APPLICATION_ID", "OLDEST_VERSION", "USER_VERSION", "lay_out"]
 
 APPLICATION_ID: Final = 0x63626F61
 """``cboa`` in ASCII, in the file's header: this database is callboard's."""
 
-USER_VERSION: Final = 1
-"""Of the tables below. A file of a newer one is refused."""
+USER_VERSION: Final = 2
+"""Of the tables below. A file of a newer one is refused, one of an older is brought up to it when it is opened."""
+
+OLDEST_VERSION: Final = 1
+"""That can be brought up."""
 
 _TABLES: Final = """
 CREATE TABLE job (
@@ -63,23 +67,41 @@ INSERT INTO counter VALUES (0, 0, 0, 0);
 
 CREATE TABLE worker (origin INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
 """
+"""Layout 1. Never changed: what came later is in the steps, which a new file goes through as well as an old one."""
+
+_STEPS: Final = (
+    """
+CREATE TABLE attempt (
+    serial INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (serial, number)
+) WITHOUT ROWID;
+CREATE TABLE paused (queue TEXT PRIMARY KEY) WITHOUT ROWID;
+ALTER TABLE counter ADD COLUMN queues INTEGER NOT NULL DEFAULT 0
+""",
+)
+"""The first leads from layout 1 to layout 2, and so on."""
 
 
 def lay_out(connection: sqlite3.Connection) -> None:
-    """Turn an empty database into one of ours. A store of ours only gets WAL mode, if a copy of it lost that.
+    """Turn an empty database, or one of an older layout, into one of ours. One of ours only gets WAL mode, if a copy of it lost that.
 
     WAL mode comes first, for the tables are one transaction: whenever a process is killed, what it leaves behind is either
-    still empty or whole. Raises sqlite3.Error.
+    still as it was or whole. Only under the lock between processes. Raises sqlite3.Error.
     """
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise sqlite3.NotSupportedError(f"WAL mode is refused, it stays in {mode} mode")
-    if connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
+    is_ours = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0] if is_ours else 0
+    if version == USER_VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
-    for statement in _TABLES.split(";\n"):
-        connection.execute(statement)
+    for statements in (_TABLES, *_STEPS)[version:]:
+        for statement in statements.split(";\n"):
+            connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {USER_VERSION}")
     connection.execute("COMMIT")

@@ -26,7 +26,7 @@ from callboard.runtime.core.transition import decide
 from callboard.stores.comparing import check_batch, fitting, is_same
 from callboard.stores.sqlite_ledger import Ledger, Row, json_array, readable
 
-__all__ = ["MAX_PROMOTED", "claim", "commit", "extend", "lapse", "promote", "prune"]
+__all__ = ["MAX_PROMOTED", "claim", "commit", "extend", "lapse", "promote", "prune", "set_paused"]
 
 MAX_PROMOTED: Final = 2000
 """So many jobs that fell due become ready in one transaction; a claim that finds more makes several, so that the loop turns."""
@@ -38,6 +38,10 @@ _PROMOTE: Final = (
 _READY: Final = (
     "SELECT -priority, serial FROM job WHERE ready = 1 AND queue = ? AND name = ? ORDER BY priority DESC, serial"
 )
+_PAUSED: Final = "SELECT queue FROM paused"
+_PAUSE: Final = "INSERT OR IGNORE INTO paused (queue) VALUES (?)"
+_RESUME: Final = "DELETE FROM paused WHERE queue = ?"
+_COUNT_QUEUE_CHANGE: Final = "UPDATE counter SET queues = queues + 1"
 _REQUESTS: Final = "SELECT serial, body FROM request WHERE serial IN (SELECT value FROM json_each(?))"
 _SET_ASIDE: Final = "UPDATE job SET ready = 2 WHERE serial IN (SELECT value FROM json_each(?))"
 _EXTEND: Final = "UPDATE job SET lease_ms = ? WHERE serial IN (SELECT value FROM json_each(?))"
@@ -80,8 +84,12 @@ def promote(connection: sqlite3.Connection, now_ms: int) -> bool:
 def claim(
     ledger: Ledger, *, pairs: Sequence[tuple[str, str]], limit: int, now_ms: int, lease_ms: int, worker: str
 ) -> list[Claimed]:
-    """Take up to ``limit`` ready jobs of the (queue, name) ``pairs`` until ``lease_ms``; what cannot be read is set aside."""
-    chosen = _choose(ledger.connection, pairs, limit)
+    """Take up to ``limit`` ready jobs of the (queue, name) ``pairs`` until ``lease_ms``, none of a paused queue.
+
+    What cannot be read is set aside.
+    """
+    paused = {queue for (queue,) in ledger.connection.execute(_PAUSED)}
+    chosen = _choose(ledger.connection, [pair for pair in pairs if pair[0] not in paused], limit)
     rows = ledger.load_serials(chosen, unreadable="pass over")
     requests = _requests(ledger.connection, rows)
     claimed = []
@@ -118,7 +126,7 @@ def lapse(ledger: Ledger, *, now_ms: int, dead: Collection[int], limit: int) -> 
     lapsed = []
     for row in ledger.load_serials(serials, unreadable="pass over"):
         change = decide(row.job, Lapse(now_ms=now_ms))
-        ledger.change(row, change.job, change.events)
+        ledger.change(row, change.job, change.events, attempt=change.attempt)
         lapsed.append(Committed(change.job, change.events))
     taken = {one.job.serial for one in lapsed}
     _put_off(ledger.connection, [serial for serial in serials if serial not in taken], now_ms + _PUT_OFF_MS)
@@ -134,6 +142,14 @@ def prune(ledger: Ledger, *, ended_before_ms: int, limit: int) -> int:
     ledger.flush()
     _vacuum(ledger.connection)
     return len(ended)
+
+
+def set_paused(connection: sqlite3.Connection, queue: str, paused: bool) -> bool:
+    """Pause or resume; whether that changed anything."""
+    changed = connection.execute(_PAUSE if paused else _RESUME, (queue,)).rowcount > 0
+    if changed:
+        connection.execute(_COUNT_QUEUE_CHANGE)
+    return changed
 
 
 def _vacuum(connection: sqlite3.Connection) -> None:
@@ -165,7 +181,7 @@ def _update(ledger: Ledger, item: Write, expected: Job) -> Outcome:
     joins = fits.job.status in WAITING and row.job.status not in WAITING
     if joins and (full := _full(ledger, fits)) is not None:
         return full
-    ledger.change(row, fits.job, fits.events)
+    ledger.change(row, fits.job, fits.events, attempt=fits.attempt)
     return Committed(fits.job, fits.events)
 
 

@@ -1,6 +1,7 @@
 """Who may do what: the app's ``identify`` and ``authorize`` hooks and the check of ``Origin``. Owns no policy of its own but one:
 
-an app that identifies its callers and brings no ``authorize`` gets the obvious rule, everyone sees their own jobs.
+an app that identifies its callers and brings no ``authorize`` gets the obvious rule, everyone sees their own jobs, and nobody is an
+operator: to be named is not enough to inspect tracebacks or to pause a queue.
 """
 
 import inspect
@@ -15,7 +16,10 @@ from callboard.web.problems import Refusal
 
 __all__ = ["Access", "Action", "Authorize", "Identify"]
 
-Action = Literal["submit", "read", "list", "cancel", "retry", "purge", "stream", "inspect", "metrics", "ui"]
+Action = Literal["submit", "read", "list", "cancel", "retry", "purge", "stream", "inspect", "pause", "metrics", "ui"]
+
+OPERATORS: Final[frozenset[Action]] = frozenset({"inspect", "pause"})
+"""What only an operator may do."""
 
 Identify = Callable[[Any], str | Awaitable[str | None] | None]
 """``identify(request)`` names the caller, or None; the request is Quart's request or websocket. It may be async."""
@@ -56,7 +60,11 @@ class Access:
         """Whether the caller may do ``action``, with ``job`` where one is meant."""
         if self.authorize is not None:
             return bool(await _result(self.authorize(request, action, job)))
-        if self.identify is None or job is None:
+        if self.identify is None:
+            return True
+        if action in OPERATORS:
+            return False
+        if job is None:
             return True
         return (job.owner or NAMELESS) == (await self.caller(request) or NAMELESS)
 

@@ -8,12 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generat
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from callboard.runtime import Runtime, Stats
+from callboard.runtime import Queue, Runtime, Stats
 from callboard.runtime.core.job import Status
 
 __all__ = ["Metrics"]
-
-Counts = dict[tuple[str, Status], int]
 
 
 class Metrics:
@@ -42,9 +40,9 @@ class Metrics:
 
     async def text(self, runtime: Runtime) -> bytes:
         """The exposition text as of now. Raises StoreUnavailable."""
-        counts = await runtime.counts()
+        queues = await runtime.queues()
         self._snapshot.metrics = [
-            *_of_store(counts, runtime.handlers.queues),
+            *_of_store(queues),
             *_of_stats(runtime.stats(), runtime.draining),
         ]
         return generate_latest(self._registry)
@@ -60,12 +58,15 @@ class _Snapshot(Collector):
         return self.metrics
 
 
-def _of_store(counts: Counts, queues: Iterable[str]) -> Iterator[Metric]:
+def _of_store(queues: Iterable[Queue]) -> Iterator[Metric]:
     jobs = GaugeMetricFamily("callboard_jobs", "Jobs in the store.", labels=["queue", "status"])
-    for queue in sorted({queue for queue, _ in counts} | set(queues)):
+    paused = GaugeMetricFamily("callboard_queue_paused", "1 while the queue is paused.", labels=["queue"])
+    for queue in queues:
         for status in Status:
-            jobs.add_metric([queue, status.value], counts.get((queue, status), 0))
+            jobs.add_metric([queue.name, status.value], queue.counts.get(status, 0))
+        paused.add_metric([queue.name], int(queue.paused))
     yield jobs
+    yield paused
 
 
 def _of_stats(stats: Stats, draining: bool) -> Iterator[Metric]:

@@ -15,6 +15,7 @@ from callboard.web.jobs import JobRoutes, Route
 from callboard.web.limits import ENDPOINT_PREFIX
 from callboard.web.mapping import Mapping, make_view
 from callboard.web.openapi import openapi_document
+from callboard.web.operating import OperatingRoutes
 from callboard.web.problems import Refusal
 from callboard.web.websocket import make_stream_view, unknown_socket
 
@@ -38,6 +39,7 @@ def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
     """Put the job routes under the prefix."""
     routes = [
         *JobRoutes(board).routes(),
+        *OperatingRoutes(board).routes(),
         Route("GET", "/metrics", _metrics_view(board)),
         Route("GET", "/openapi.json", _openapi_view(board)),
     ]

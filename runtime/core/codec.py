@@ -1,4 +1,4 @@
-"""Records to bytes and back, for stores. JSON, with a schema number in every job; its request and its events go by it too.
+"""Records to bytes and back, for stores. JSON, with a schema number in every job; its request, events and attempts go by it too.
 
 A reader of the same schema ignores fields that it does not know, so a newer patch may add fields with defaults; a job of a newer
 schema is refused, whatever else is in it.
@@ -10,9 +10,19 @@ import msgspec
 
 from callboard.runtime.core.errors import StoreRefused
 from callboard.runtime.core.events import Event
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import SCHEMA, Job, Request
 
-__all__ = ["decode_event", "decode_job", "decode_request", "encode_event", "encode_job", "encode_request"]
+__all__ = [
+    "decode_attempt",
+    "decode_event",
+    "decode_job",
+    "decode_request",
+    "encode_attempt",
+    "encode_event",
+    "encode_job",
+    "encode_request",
+]
 
 T = TypeVar("T")
 
@@ -27,6 +37,7 @@ _encoder = msgspec.json.Encoder()
 _job_decoder = msgspec.json.Decoder(Job)
 _event_decoder = msgspec.json.Decoder(Event)
 _request_decoder = msgspec.json.Decoder(Request)
+_attempt_decoder = msgspec.json.Decoder(AttemptRecord)
 _schema_decoder = msgspec.json.Decoder(_Schema)
 
 
@@ -65,6 +76,16 @@ def encode_request(request: Request) -> bytes:
 def decode_request(data: bytes) -> Request:
     """The request of ``encode_request``. Raises StoreRefused if it is none."""
     return _decode(_request_decoder, data, "request")
+
+
+def encode_attempt(attempt: AttemptRecord) -> bytes:
+    """The attempt's record as JSON text."""
+    return _encoder.encode(attempt)
+
+
+def decode_attempt(data: bytes) -> AttemptRecord:
+    """The record of ``encode_attempt``. Raises StoreRefused if it is none."""
+    return _decode(_attempt_decoder, data, "attempt")
 
 
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:

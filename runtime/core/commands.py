@@ -3,6 +3,7 @@
 from msgspec import Raw, Struct
 
 from callboard.runtime.core.events import LogEntry
+from callboard.runtime.core.history import ExceptionInfo
 from callboard.runtime.core.job import Failure, Progress
 
 __all__ = ["Cancel", "Claim", "Command", "Fail", "Lapse", "Release", "Report", "Retry", "Stop", "Succeed"]
@@ -38,18 +39,24 @@ class Fail(Struct, frozen=True, kw_only=True):
     now_ms: int
     failure: Failure
     delay_ms: int = 0
+    exceptions: tuple[ExceptionInfo, ...] = ()
+    """For the history only."""
 
 
 class Stop(Struct, frozen=True, kw_only=True):
     """The handler and all that it started have ended because a cancel reached them."""
 
     now_ms: int
+    exceptions: tuple[ExceptionInfo, ...] = ()
+    """What was raised on the way out; for the history only."""
 
 
 class Release(Struct, frozen=True, kw_only=True):
     """The runtime shuts down and hands a stopped job back; counts neither as a retry nor as a lost lease."""
 
     now_ms: int
+    exceptions: tuple[ExceptionInfo, ...] = ()
+    """What was raised on the way out; for the history only."""
 
 
 class Lapse(Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ CallboardError
 ├── InvalidRequest (400)              the caller: something in the request cannot be meant
 │   └── InvalidPayload (422)          the body does not fit the handler's type
 ├── JobNotFound (404)                 the caller: no such job
+├── QueueNotFound (404)               the caller: no such queue
 ├── IllegalTransition (409)           the caller: the job's state does not allow that
 ├── JobExists (409)                   the caller: that id is taken by another request
 ├── KeyReused (422)                   the caller: that idempotency key was used for another request
@@ -29,6 +30,7 @@ __all__ = [
     "JobNotFound",
     "KeyReused",
     "QueueFull",
+    "QueueNotFound",
     "ShuttingDown",
     "StoreRefused",
     "StoreUnavailable",
@@ -73,6 +75,13 @@ class JobNotFound(CallboardError):
 
     http_status = 404
     title = "Job not found"
+
+
+class QueueNotFound(CallboardError):
+    """No handler works on that queue and it holds no job."""
+
+    http_status = 404
+    title = "Queue not found"
 
 
 class IllegalTransition(CallboardError):

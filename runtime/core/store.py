@@ -22,9 +22,15 @@ task. Numbered promises, each held by ``callboard.stores.conformance``:
 9.  *Serials* grow in order of acceptance and are never given twice, not even after a purge.
 10. *News.* ``wait_news`` tells every event that another connection committed after the cursor; it may also repeat this connection's own.
 11. *Time* comes from the clock that the driver was made with, or from its server.
+12. *History.* A write's ``attempt``, and the one of each ``lapse``, is kept in the same step; of each job the newest
+    ``max_attempts_per_job``, through retries, until the record goes. A refused write leaves none.
+13. *Pause.* ``set_paused`` is stored like a write. From its return until it is taken back no ``claim`` of any connection takes a job
+    of that queue; all else goes on, and once a ``claim`` has looked at a job of it that fell due, ``next_due`` tells of it no longer.
+    The others hear of the change by ``wait_news``.
 
-At most one write (``commit``, ``claim``, ``extend``, ``lapse``, ``prune``), one read (``get``, ``list``, ``events``, ``next_due``,
-``counts``, ``now_ms``) and one ``wait_news`` run at a time, each beside the others. Any of them may be cancelled only at shutdown.
+At most one write (``commit``, ``claim``, ``extend``, ``lapse``, ``prune``, ``set_paused``), one read (``get``, ``list``, ``events``,
+``attempts``, ``next_due``, ``counts``, ``paused``, ``now_ms``) and one ``wait_news`` run at a time, each beside the others. Any of them
+may be cancelled only at shutdown.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,6 +39,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from callboard.runtime.core.events import Event
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import Job, Request, Status
 
 __all__ = [
@@ -70,10 +77,12 @@ class Write(Struct, frozen=True, kw_only=True):
     """Pure: what to write where another record than ``expected`` is stored, decided from that one; None for a Conflict."""
     max_queue_size: int | None = None
     """Refuse as Full when the job would join a queue that already holds so many waiting jobs; None: never refuse."""
+    attempt: AttemptRecord | None = None
+    """The attempt that this ends."""
 
 
 class Delete(Struct, frozen=True, kw_only=True):
-    """Remove a record, its events and its key."""
+    """Remove a record, its events, its history and its key."""
 
     expected: Job
 
@@ -162,12 +171,14 @@ class News(Struct, frozen=True, kw_only=True):
     """False when part of it is gone for good: whoever follows a job rereads it."""
     holder_died: bool = False
     """True when a holder of leases was found dead: ``lapse`` has work."""
+    queues_changed: bool = False
+    """True when a queue was paused or resumed."""
 
 
 class Store(Protocol):
     """A driver. Made by a cheap constructor that does no I/O; ``open`` connects."""
 
-    async def open(self, *, worker: str, max_events_per_job: int) -> None:
+    async def open(self, *, worker: str, max_events_per_job: int, max_attempts_per_job: int) -> None:
         """Connect as ``worker``, a name that no other connection has, and create what is missing.
 
         Raises StoreRefused if the store must not be used (foreign, newer, unreadable), StoreUnavailable if it cannot be
@@ -198,7 +209,11 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, ended_before_ms: int, limit: int) -> int:
-        """Remove up to ``limit`` jobs that ended before that time, with events and keys; how many were removed."""
+        """Remove up to ``limit`` jobs that ended before that time, with events, history and keys; how many were removed."""
+        ...
+
+    async def set_paused(self, queue: str, paused: bool) -> bool:
+        """Let no claim take jobs of ``queue`` any more, or let them again; whether that changed anything."""
         ...
 
     async def get(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
@@ -213,6 +228,10 @@ class Store(Protocol):
         """Up to ``limit`` events with a ``seq`` greater than ``after``, oldest first. Those that are no longer kept are missing."""
         ...
 
+    async def attempts(self, job_id: str) -> Sequence[AttemptRecord]:
+        """How the job's attempts ended, oldest first; none of the one that runs. Those that are no longer kept are missing."""
+        ...
+
     async def next_due(self) -> Due:
         """When something falls due next."""
         ...
@@ -221,10 +240,14 @@ class Store(Protocol):
         """How many jobs each (queue, status) holds; zeros may be left out."""
         ...
 
+    async def paused(self) -> Sequence[str]:
+        """The names of the paused queues, sorted."""
+        ...
+
     async def now_ms(self) -> int:
         """The store's clock."""
         ...
 
     async def wait_news(self, cursor: str | None) -> News:
-        """Wait until another connection committed something after ``cursor``; at once, with no events, for None."""
+        """Wait until another connection changed something after ``cursor``; at once, with no events, for None."""
         ...

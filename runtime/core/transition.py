@@ -12,6 +12,8 @@ Four rules that the table alone does not show:
 * A value that the handler returned before the cancel took hold stands; any other ending after a cancel is Canceled.
 * A failure goes back to Scheduled while it is retryable and retries are left.
 * A job whose holders die ends as Failed with ``WORKER_LOST`` once more than ``max_lost_leases`` leases have lapsed.
+
+Whatever takes a job out of InProgress ends its attempt, and the change carries that attempt's record for the history.
 """
 
 from collections.abc import Callable
@@ -35,6 +37,7 @@ from callboard.runtime.core.commands import (
 from callboard.runtime.core.document import changes
 from callboard.runtime.core.errors import IllegalTransition
 from callboard.runtime.core.events import Event, EventType, LogEntry
+from callboard.runtime.core.history import AttemptOutcome, AttemptRecord
 from callboard.runtime.core.job import NULL, Failure, Job, Status
 
 __all__ = ["TABLE", "WORKER_LOST", "Change", "accept", "decide", "diagram"]
@@ -63,6 +66,13 @@ TABLE: Final[dict[type[Command], dict[Status, frozenset[Status]]]] = {
 
 BIRTHS: Final = frozenset({Q, S})
 
+_OUTCOMES: Final[dict[type[Command], AttemptOutcome]] = {
+    Succeed: AttemptOutcome.COMPLETED,
+    Fail: AttemptOutcome.FAILED,
+    Release: AttemptOutcome.RELEASED,
+}
+"""How an attempt ended whose job is neither lost nor Canceled by it."""
+
 WORKER_LOST: Final = Failure(
     code="WORKER_LOST",
     message="The process that ran this job was lost too often.",
@@ -76,6 +86,8 @@ class Change(Struct, frozen=True):
 
     job: Job
     events: tuple[Event, ...] = ()
+    attempt: AttemptRecord | None = None
+    """The attempt that this ended."""
 
 
 def accept(job: Job) -> Change:
@@ -93,6 +105,8 @@ def decide(job: Job, command: Command) -> Change:
         raise IllegalTransition(_refusal(job, command))
     change = _RULES[type(command)](job, command)
     assert change.job.status in row[job.status], (job.status, command, change.job.status)
+    if job.status is P and change.job.status is not P:
+        return replace(change, attempt=_ended_attempt(job, change.job, command))
     return change
 
 
@@ -180,6 +194,26 @@ def _retry(job: Job, command: Retry) -> Change:
         error=None,
         progress=None,
         completed_ms=None,
+    )
+
+
+def _ended_attempt(job: Job, after: Job, command: Command) -> AttemptRecord:
+    error = command.failure if isinstance(command, Fail) else None
+    if isinstance(command, Lapse):
+        outcome = AttemptOutcome.LOST
+        error = after.error if after.status is F else None
+    elif after.status is X:
+        outcome = AttemptOutcome.CANCELED
+    else:
+        outcome = _OUTCOMES[type(command)]
+    return AttemptRecord(
+        attempt=job.attempt,
+        worker=job.worker,
+        started_ms=job.created_ms if job.started_ms is None else job.started_ms,
+        ended_ms=after.updated_ms,
+        outcome=outcome,
+        error=error,
+        exceptions=command.exceptions if isinstance(command, Fail | Stop | Release) else (),
     )
 
 

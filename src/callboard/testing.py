@@ -25,8 +25,9 @@ from msgspec.structs import replace
 
 from callboard.runtime.config import Config
 from callboard.runtime.core.events import Event
-from callboard.runtime.core.job import LIVE, Job
+from callboard.runtime.core.job import LIVE, Job, Status
 from callboard.runtime.handlers import Handler, Handlers
+from callboard.runtime.queues import Queue
 from callboard.runtime.runtime import Runtime, open_runtime
 from callboard.stores.memory import MemoryStore
 
@@ -53,6 +54,10 @@ class VirtualRuntime:
         self.cancel = runtime.cancel
         self.retry = runtime.retry
         self.purge = runtime.purge
+        self.attempts = runtime.attempts
+        self.queues = runtime.queues
+        self.pause = runtime.pause
+        self.resume = runtime.resume
         self._happened = trio.Event()
 
     def events_of(self, job_id: str) -> list[Event]:
@@ -60,11 +65,11 @@ class VirtualRuntime:
         return [event for event in self.events if event.job_id == job_id]
 
     async def drain(self) -> list[Job]:
-        """Let (virtual) time pass until every job has ended; all jobs, oldest first."""
+        """Let (virtual) time pass until every job has ended but those that wait in a paused queue; all jobs, oldest first."""
         while True:
             # Taken before the look, so that an end in between is not missed.
             happened = self._happened
-            if not any(count for (_, status), count in (await self.runtime.counts()).items() if status in LIVE):
+            if not any(_may_go_on(queue) for queue in await self.runtime.queues()):
                 break
             await happened.wait()
         jobs: list[Job] = []
@@ -80,6 +85,11 @@ class VirtualRuntime:
         self.events += events
         self._happened.set()
         self._happened = trio.Event()
+
+
+def _may_go_on(queue: Queue) -> bool:
+    states = {Status.IN_PROGRESS} if queue.paused else LIVE
+    return any(queue.counts.get(status) for status in states)
 
 
 class _InPlace:

@@ -11,6 +11,7 @@ STATUSES = {
     "InvalidRequest": 400,  # not a UUID, no JSON, a header that is not allowed
     "InvalidPayload": 422,  # "does not fit the type"
     "JobNotFound": 404,
+    "QueueNotFound": 404,
     "IllegalTransition": 409,  # cancel or retry "Completed or failed", purge "a live one"
     "JobExists": 409,  # "taken by another route, body or caller"
     "KeyReused": 422,  # "the same key with anything of that different"

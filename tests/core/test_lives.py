@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from callboard.runtime.core.codec import decode_event, decode_job, encode_event, encode_job
+from callboard.runtime.core.codec import (
+    decode_attempt,
+    decode_event,
+    decode_job,
+    encode_attempt,
+    encode_event,
+    encode_job,
+)
 from callboard.runtime.core.commands import (
     Cancel,
     Claim,
@@ -76,6 +83,7 @@ def test_a_life(newborn: Job, asked: list[Command]) -> None:
         change = step(job, command)
         follow(job, change, told)
         check_record(job, change.job, command)
+        check_attempt(job, change)
         everything += change.events
         job = change.job
     whole = everything[0]
@@ -110,6 +118,18 @@ def follow(before: Job, change: Change, told: dict[str, Raw]) -> None:
         assert change.events[-1].status == after.status
     else:
         assert after == before
+
+
+def check_attempt(before: Job, change: Change) -> None:
+    """An attempt has a record, its own, as soon as it is over and not before."""
+    record = change.attempt
+    was_running, is_running = (job.status is Status.IN_PROGRESS for job in (before, change.job))
+    assert (record is not None) == (was_running and not is_running)
+    if record is not None:
+        assert (record.attempt, record.worker) == (before.attempt, before.worker)
+        assert (record.started_ms, record.ended_ms) == (before.started_ms, change.job.updated_ms)
+        assert record.started_ms <= record.ended_ms
+        assert decode_attempt(encode_attempt(record)) == record
 
 
 def check_record(before: Job, after: Job, command: Command) -> None:

@@ -319,6 +319,11 @@ def check_records(database: Path) -> None:
         for record, seq in connection.execute(newest):
             job = decode_job(record)
             assert job.seq == seq, f"{job.id} is at {job.seq}, its events at {seq}"
+            ended = job.attempt - (job.status == "InProgress")
+            numbers = "SELECT number FROM attempt WHERE serial = ? ORDER BY number"
+            told = [number for (number,) in connection.execute(numbers, (job.serial,))]
+            # 100 are kept unless a test says otherwise, and none does.
+            assert told == list(range(max(1, ended - 99), ended + 1)), f"{job.id} at {job.attempt} has attempts {told}"
     finally:
         connection.close()
 

@@ -11,6 +11,7 @@ import trio
 
 from callboard.runtime import Config, Event, Handler, Job, Runtime, Snapshot, StoreUnavailable, open_runtime
 from callboard.runtime.core.document import changes, document
+from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.store import (
     Claimed,
     Committed,
@@ -33,8 +34,8 @@ __all__ = ["WRITES", "Census", "FaultyStore", "folded", "follow", "handler", "ha
 
 T = TypeVar("T")
 
-WRITES = ("commit", "claim", "extend", "lapse", "prune")
-READS = ("get", "list", "events", "next_due", "counts", "now_ms")
+WRITES = ("commit", "claim", "extend", "lapse", "prune", "set_paused")
+READS = ("get", "list", "events", "attempts", "next_due", "counts", "paused", "now_ms")
 VERBS = (*WRITES, *READS, "wait_news")
 
 
@@ -85,8 +86,10 @@ class FaultyStore:
         if trio.current_time() < until and fails_after is after:
             raise error()
 
-    async def open(self, *, worker: str, max_events_per_job: int) -> None:
-        await self._inner.open(worker=worker, max_events_per_job=max_events_per_job)
+    async def open(self, *, worker: str, max_events_per_job: int, max_attempts_per_job: int) -> None:
+        await self._inner.open(
+            worker=worker, max_events_per_job=max_events_per_job, max_attempts_per_job=max_attempts_per_job
+        )
 
     async def aclose(self) -> None:
         self.closed = True
@@ -111,6 +114,9 @@ class FaultyStore:
     async def prune(self, *, ended_before_ms: int, limit: int) -> int:
         return await self._call("prune", lambda: self._inner.prune(ended_before_ms=ended_before_ms, limit=limit))
 
+    async def set_paused(self, queue: str, paused: bool) -> bool:
+        return await self._call("set_paused", lambda: self._inner.set_paused(queue, paused))
+
     async def get(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
         return await self._call("get", lambda: self._inner.get(job_ids))
 
@@ -120,11 +126,17 @@ class FaultyStore:
     async def events(self, job_id: str, *, after: int, limit: int) -> Sequence[Event]:
         return await self._call("events", lambda: self._inner.events(job_id, after=after, limit=limit))
 
+    async def attempts(self, job_id: str) -> Sequence[AttemptRecord]:
+        return await self._call("attempts", lambda: self._inner.attempts(job_id))
+
     async def next_due(self) -> Due:
         return await self._call("next_due", self._inner.next_due)
 
     async def counts(self) -> dict[Any, int]:
         return await self._call("counts", self._inner.counts)
+
+    async def paused(self) -> Sequence[str]:
+        return await self._call("paused", self._inner.paused)
 
     async def now_ms(self) -> int:
         return await self._call("now_ms", self._inner.now_ms)

@@ -21,6 +21,7 @@ DEFAULTS = {
     "max_body_bytes": 1_048_576,
     "max_result_bytes": 1_048_576,
     "max_events_per_job": 1000,
+    "max_attempts_per_job": 100,
     "max_wait_seconds": 50,
     "expose_error_messages": False,
 }
@@ -33,7 +34,16 @@ def test_defaults_are_those_that_are_promised() -> None:
 @pytest.mark.parametrize(
     ("name", "least"),
     [(name, 0) for name in ("max_concurrent_jobs", "max_retries", "max_lost_leases")]
-    + [(name, 1) for name in ("max_queue_size", "max_body_bytes", "max_events_per_job", "max_subscriber_events")]
+    + [
+        (name, 1)
+        for name in (
+            "max_queue_size",
+            "max_body_bytes",
+            "max_events_per_job",
+            "max_attempts_per_job",
+            "max_subscriber_events",
+        )
+    ]
     + [("max_result_bytes", 2)],
 )
 def test_whole_numbers(name: str, least: int) -> None:

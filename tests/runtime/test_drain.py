@@ -333,7 +333,7 @@ async def test_runtime_that_died_answers_nobody(autojump_clock: MockClock) -> No
 
 async def test_store_that_cannot_be_opened(autojump_clock: MockClock) -> None:
     class Closed(FaultyStore):
-        async def open(self, *, worker: str, max_events_per_job: int) -> None:
+        async def open(self, *, worker: str, max_events_per_job: int, max_attempts_per_job: int) -> None:
             raise StoreUnavailable("nobody there")
 
     with pytest.raises(StoreUnavailable, match="nobody there"):

@@ -348,7 +348,7 @@ async def test_lease_that_another_has_is_noticed_by_the_heartbeat(autojump_clock
         job = await owner.submit("work")
         await trio.sleep(1)
         deaf.fail("wait_news")
-        await other.open(worker="other", max_events_per_job=10)
+        await other.open(worker="other", max_events_per_job=10, max_attempts_per_job=100)
         assert len(await other.lapse(limit=10)) == 1
         await trio.sleep(10)
         assert [end - begun for _, begun, end in census.spans] == [pytest.approx(10, abs=0.1)]

@@ -18,7 +18,7 @@ __all__ = ["CHILD", "line_of", "names", "opened", "run_sql", "scalar", "start_ch
 @asynccontextmanager
 async def opened(path: Path, worker: str = "w", **options: Any) -> AsyncIterator[SqliteStore]:
     store = SqliteStore(path, **options)
-    await store.open(worker=worker, max_events_per_job=50)
+    await store.open(worker=worker, max_events_per_job=50, max_attempts_per_job=100)
     try:
         yield store
     finally:
@@ -56,14 +56,14 @@ from callboard.stores.sqlite_crew import Crew
 
 async def create(path, number):
     store = SqliteStore(path)
-    await store.open(worker=str(number), max_events_per_job=50)
+    await store.open(worker=str(number), max_events_per_job=50, max_attempts_per_job=100)
     await submit(store, number)
     await store.aclose()
     print("created", flush=True)
 
 async def hold(path):
     store = SqliteStore(path)
-    await store.open(worker="child", max_events_per_job=50)
+    await store.open(worker="child", max_events_per_job=50, max_attempts_per_job=100)
     claimed = await store.claim(queues=["default"], names=["send"], limit=2, lease_ms=3_600_000)
     print(len(claimed), flush=True)
     await trio.sleep_forever()
@@ -75,7 +75,7 @@ def live(path):
 
 async def toil(path, number, seconds):
     store = SqliteStore(path)
-    await store.open(worker=f"toiler {number}", max_events_per_job=50)
+    await store.open(worker=f"toiler {number}", max_events_per_job=50, max_attempts_per_job=100)
     print("ready", flush=True)
     sys.stdin.readline()
     done, longest, stop = 0, 0.0, trio.current_time() + seconds

@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from callboard.runtime.core.commands import Cancel, Command, Fail, Release, Report, Retry, Stop, Succeed
 from callboard.runtime.core.events import LogEntry
+from callboard.runtime.core.history import ExceptionInfo
 from callboard.runtime.core.job import Failure, Job, Progress, Status
 from callboard.runtime.core.store import Claimed, Delete, Held, JobFilter, News, Page, Store, Write
 from callboard.runtime.core.transition import TABLE
@@ -25,15 +26,17 @@ NUMBERS = range(4)
 QUEUES = ("q", "r")
 NAMES = ("m", "n")
 KEEP = 3
+KEEP_ATTEMPTS = 2
 
 numbers = st.sampled_from(NUMBERS)
 sides = st.sampled_from((0, 1))
 failure = Failure(code="OOPS", message="it broke", type="ValueError", retryable=True)
+oops = ExceptionInfo(type="ValueError", message="it broke", traceback="", notes=("a",))
 COMMANDS: list[Callable[[int], Command]] = [
     lambda now: Report(now_ms=now, progress=Progress(percent=1.0)),
     lambda now: Report(now_ms=now, logs=(LogEntry("info", "a"), LogEntry("info", "b")), progress=Progress()),
     lambda now: Cancel(now_ms=now),
-    lambda now: Fail(now_ms=now, failure=failure, delay_ms=20),
+    lambda now: Fail(now_ms=now, failure=failure, delay_ms=20, exceptions=(oops,)),
     lambda now: Succeed(now_ms=now, result=Raw(b"[1]"), location="/x"),
     lambda now: Release(now_ms=now),
     lambda now: Retry(now_ms=now),
@@ -131,6 +134,10 @@ class Twins(RuleBasedStateMachine):
     def prune(self, side: int, limit: int, age_ms: int) -> None:
         self.both(side, lambda store: store.prune(ended_before_ms=self.now_ms - age_ms, limit=limit))
 
+    @rule(side=sides, queue=st.sampled_from(QUEUES), paused=st.booleans())
+    def pause(self, side: int, queue: str, paused: bool) -> None:
+        self.both(side, lambda store: store.set_paused(queue, paused))
+
     @rule(span_ms=st.sampled_from([1, 10, 30]))
     def wait(self, span_ms: int) -> None:
         self.now_ms += span_ms
@@ -143,6 +150,7 @@ class Twins(RuleBasedStateMachine):
         # Of a job that is gone SQLite has no events left, and says so; memory has.
         if actual is None or actual.complete:
             assert (actual and actual.events) == (expected and expected.events)
+            assert (actual and actual.queues_changed) == (expected and expected.queues_changed)
         for driver, news in enumerate((expected, actual)):
             if news is not None:
                 self.cursors[driver][side] = news.cursor
@@ -173,7 +181,12 @@ class Twins(RuleBasedStateMachine):
 
     def open(self, side: int) -> None:
         self.names += 1
-        self.both(side, lambda store: store.open(worker=f"w{self.names}", max_events_per_job=KEEP))
+        self.both(
+            side,
+            lambda store: store.open(
+                worker=f"w{self.names}", max_events_per_job=KEEP, max_attempts_per_job=KEEP_ATTEMPTS
+            ),
+        )
         for driver, stores in enumerate((self.memory, self.sqlite)):
             self.cursors[driver][side] = trio.run(stores[side].wait_news, None).cursor
 
@@ -239,7 +252,9 @@ async def everything(store: Store) -> Any:
     job_ids = [job(number).id for number in NUMBERS]
     counts = {pair: count for pair, count in (await store.counts()).items() if count}
     events = [list(await store.events(job_id, after=0, limit=100)) for job_id in job_ids]
-    return list(await store.get(job_ids)), events, counts, await store.next_due(), await store.now_ms()
+    attempts = [list(await store.attempts(job_id)) for job_id in job_ids]
+    of_queues = counts, list(await store.paused()), await store.next_due()
+    return list(await store.get(job_ids)), events, attempts, of_queues, await store.now_ms()
 
 
 TestTwins = Twins.TestCase

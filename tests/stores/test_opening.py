@@ -16,7 +16,7 @@ from callboard.stores.sqlite import SqliteStore
 async def test_memory(url: str) -> None:
     store = open_store(url)
     assert isinstance(store, MemoryStore)
-    await store.open(worker="w", max_events_per_job=10)
+    await store.open(worker="w", max_events_per_job=10, max_attempts_per_job=100)
     assert await store.counts() == {}
     await store.aclose()
 
@@ -26,7 +26,7 @@ async def test_absolute_sqlite(tmp_path: Path, query: str) -> None:
     store = open_store(f"sqlite:///{tmp_path}/my%20jobs.db{query}")
     assert isinstance(store, SqliteStore)
     assert os.listdir(tmp_path) == []
-    await store.open(worker="w", max_events_per_job=10)
+    await store.open(worker="w", max_events_per_job=10, max_attempts_per_job=100)
     assert (tmp_path / "my jobs.db").exists()
     level = await store._connected().engine.write(lambda c: c.execute("PRAGMA synchronous").fetchone()[0])
     assert level == (1 if "normal" in query else 2)
@@ -37,7 +37,7 @@ async def test_relative_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     os.mkdir("sub")
     store = open_store("sqlite:///sub/jobs.db")
-    await store.open(worker="w", max_events_per_job=10)
+    await store.open(worker="w", max_events_per_job=10, max_attempts_per_job=100)
     # It is the place at the time of opening that counts.
     monkeypatch.chdir("/")
     assert await store.lapse(limit=1) == []

@@ -20,7 +20,7 @@ from callboard.stores.sqlite import SqliteStore
 
 async def a_store(path: Path, worker: str = "w", now_ms: int = 10_000) -> SqliteStore:
     store = SqliteStore(path, clock=lambda: now_ms)
-    await store.open(worker=worker, max_events_per_job=100)
+    await store.open(worker=worker, max_events_per_job=100, max_attempts_per_job=100)
     return store
 
 
@@ -168,7 +168,7 @@ async def test_many_of_them_do_not_keep_others_from_lapsing(tmp_path: Path) -> N
     rounds = [[one.job.id for one in await later.lapse(limit=2)] for _ in range(4)]
     assert rounds == [[], [], ["f"], []]
     assert (await later.next_due()).lease_ms == 70_000
-    news = await later.wait_news("n0")
+    news = await later.wait_news("n0.0")
     with trio.move_on_after(0.6) as patience:
         await later.wait_news(news.cursor)
     assert patience.cancelled_caught, "no dead holder is told of for what nobody can take"

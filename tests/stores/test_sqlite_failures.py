@@ -158,7 +158,7 @@ async def test_a_file_that_was_removed_or_replaced_is_noticed(tmp_path: Path) ->
             job(2).id,
             job(7).id,
         ]
-        assert version == "n1"
+        assert version == "n1.0"
 
 
 async def test_a_damaged_file_is_an_outage(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
             await store.now_ms()
         with pytest.raises(StoreUnavailable, match="not open"):
             await store.commit([birth(1)])
-        await store.open(worker="w", max_events_per_job=5)
+        await store.open(worker="w", max_events_per_job=5, max_attempts_per_job=100)
         await store.aclose()
 
 

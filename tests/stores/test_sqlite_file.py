@@ -12,6 +12,7 @@ from tests.stores.kit import line_of, names, opened, run_sql, scalar, start_chil
 
 from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Status
+from callboard.runtime.core.store import Delete
 from callboard.stores import sqlite_file
 from callboard.stores.conformance_bench import after, submit, succeed
 from callboard.stores.sqlite_schema import APPLICATION_ID, USER_VERSION
@@ -201,8 +202,22 @@ async def test_the_file_shrinks_after_a_prune(tmp_path: Path) -> None:
         assert await store.prune(ended_before_ms=2**50, limit=5000) == 3000
         assert await store.prune(ended_before_ms=2**50, limit=5000) == 0
     assert path.stat().st_size < before / 2
-    assert scalar(path, "SELECT (SELECT count(*) FROM event) + (SELECT count(*) FROM request)") == 0
+    rows = "SELECT (SELECT count(*) FROM event) + (SELECT count(*) FROM request) + (SELECT count(*) FROM attempt)"
+    assert scalar(path, rows) == 0
     assert scalar(path, "PRAGMA integrity_check") == "ok"
+
+
+async def test_a_purge_leaves_no_row_behind(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    async with opened(path) as store:
+        await submit(store, 1, 2)
+        first, second = await store.claim(queues=["default"], names=["send"], limit=2, lease_ms=10_000)
+        ended, other = after(first.job, succeed()), after(second.job, succeed())
+        # One that was stored before it goes, and one that ends and goes in the same batch.
+        await store.commit([ended])
+        await store.commit([Delete(expected=ended.job), other, Delete(expected=other.job)])
+    for table in ("job", "request", "event", "attempt"):
+        assert scalar(path, f"SELECT count(*) FROM {table}") == 0, table
 
 
 LAY_OUT_AND_DIE = """

@@ -145,8 +145,8 @@ async def test_more_news_than_fit_into_one_answer(tmp_path: Path) -> None:
 
 async def test_a_news_cursor_from_the_future_is_not_complete(tmp_path: Path) -> None:
     async with opened(tmp_path / "x.db") as store:
-        news = await store.wait_news("n999")
-        assert (news.complete, news.cursor) == (False, "n0")
+        news = await store.wait_news("n999.0")
+        assert (news.complete, news.cursor) == (False, "n0.0")
         with pytest.raises(ValueError, match="cursor"):
             await store.wait_news("b1")
 

@@ -106,6 +106,10 @@ async def test_authorize_is_asked_for_each_action(open_site: OpenSite) -> None:
         ("cancel", "DELETE", path),
         ("retry", "POST", f"{path}/retry"),
         ("purge", "DELETE", f"{path}?purge=true"),
+        ("inspect", "GET", f"{path}/attempts"),
+        ("list", "GET", "/jobs/queues"),
+        ("pause", "POST", "/jobs/queues/default/pause"),
+        ("pause", "POST", "/jobs/queues/default/resume"),
     ]
     for action, method, target in calls:
         denied = {action}
@@ -144,6 +148,8 @@ async def test_pages_of_other_origins_are_refused_where_it_matters(site: Site) -
             ("DELETE", path),
             ("POST", f"{path}/retry"),
             ("POST", "/jobs/x/y/z"),
+            ("POST", "/jobs/queues/default/pause"),
+            ("POST", "/jobs/queues/default/resume"),
         ):
             assert_problem(await site.http.request(method, target, headers=headers), 403)
         refused = await site.refused_handshake(f"{path}/stream", **headers)

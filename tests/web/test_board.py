@@ -195,7 +195,7 @@ async def test_a_store_that_must_not_be_used_stops_the_start(tmp_path: Path) -> 
             await nursery.start(serve_once, app)
     assert foreign.read_bytes() == before
     with pytest.raises(StoreRefused):
-        await open_store(f"sqlite:///{foreign}").open(worker="w", max_events_per_job=10)
+        await open_store(f"sqlite:///{foreign}").open(worker="w", max_events_per_job=10, max_attempts_per_job=100)
 
 
 def context_app(board: Callboard, gates: Gates) -> QuartTrio:
