@@ -3,6 +3,7 @@
 Where there is no Chromium the test is skipped, unless CALLBOARD_REQUIRE_BROWSER is set, as CI does.
 """
 
+import base64
 import itertools
 import json
 import os
@@ -64,12 +65,9 @@ class Page:
         text: str = await self.evaluate("document.body.innerText")
         return text
 
-    async def screenshot(self, path: Path) -> None:
-        """Save what it looks like as PNG."""
-        import base64
-
-        shot = await self._call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(shot["data"]))
+    async def screenshot(self) -> bytes:
+        """What it looks like, as PNG."""
+        return base64.b64decode((await self._call("Page.captureScreenshot", format="png"))["data"])
 
     async def _call(self, method: str, **params: Any) -> Any:
         number = next(self._numbers)
@@ -89,15 +87,9 @@ async def open_page(url: str, folder: Path) -> AsyncIterator[Page]:
         if os.environ.get("CALLBOARD_REQUIRE_BROWSER"):
             pytest.fail("there is no chromium: on Debian, apt install chromium")
         pytest.skip("there is no chromium here")
-    profile = folder / "chromium"
-    process = subprocess.Popen(
-        [program, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = _launch(program, folder / "chromium")
     try:
-        port = await _port(profile / "DevToolsActivePort", process)
+        port = await _port(folder / "chromium" / "DevToolsActivePort", process)
         async with httpx.AsyncClient(timeout=30) as http:
             target = (await http.put(f"http://127.0.0.1:{port}/json/new?{url}")).json()
         async with open_websocket_url(target["webSocketDebuggerUrl"], max_message_size=64 * 2**20) as socket:
@@ -107,10 +99,25 @@ async def open_page(url: str, folder: Path) -> AsyncIterator[Page]:
         process.wait()
 
 
+def _launch(program: str, profile: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [program, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 async def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
     deadline = time.monotonic() + _START_SECONDS
-    while not (file.exists() and file.read_text().count("\n") >= 1):
+    while (port := _read_port(file)) is None:
         assert process.poll() is None, "chromium ended"
         assert time.monotonic() < deadline, "chromium did not start"
         await trio.sleep(0.05)
-    return int(file.read_text().split("\n")[0])
+    return port
+
+
+def _read_port(file: Path) -> int | None:
+    """Chromium writes two lines, the first of which is the port."""
+    lines = file.read_text().split("\n") if file.exists() else []
+    return int(lines[0]) if len(lines) > 1 else None
