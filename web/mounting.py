@@ -17,6 +17,7 @@ from callboard.web.mapping import Mapping, make_view
 from callboard.web.openapi import openapi_document
 from callboard.web.operating import OperatingRoutes
 from callboard.web.problems import Refusal
+from callboard.web.ui import make_ui_view
 from callboard.web.websocket import make_stream_view, unknown_socket
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
         *OperatingRoutes(board).routes(),
         Route("GET", "/metrics", _metrics_view(board)),
         Route("GET", "/openapi.json", _openapi_view(board)),
+        Route("GET", "/ui", make_ui_view(board)),
     ]
     for route in routes:
         name = f"{route.method} {route.path}"
