@@ -3,19 +3,21 @@
 Every question is bounded: who waits for the store longer than ``store_timeout_seconds`` is told that it cannot be reached.
 """
 
+import builtins
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from hashlib import blake2b
 from typing import Any, TypeVar
 
 import trio
-from msgspec import Raw
+from msgspec.structs import replace
 
+from callboard.runtime.bulk import carry_out, with_bodies
 from callboard.runtime.clock import RuntimeClock
 from callboard.runtime.config import Config
 from callboard.runtime.core.codec import decode_job, decode_request, encode_job, encode_request
 from callboard.runtime.core.errors import (
+    CallboardError,
     InvalidRequest,
     JobExists,
     JobNotFound,
@@ -27,7 +29,7 @@ from callboard.runtime.core.errors import (
     StoreUnavailable,
 )
 from callboard.runtime.core.history import AttemptRecord
-from callboard.runtime.core.job import NULL, Job, Request, Status
+from callboard.runtime.core.job import Job, Request, Status
 from callboard.runtime.core.store import Committed, Duplicate, Full, JobFilter, Outcome, Page, Write
 from callboard.runtime.core.transition import accept
 from callboard.runtime.directory import Directory
@@ -37,12 +39,11 @@ from callboard.runtime.hub import Hub
 from callboard.runtime.ids import IdFactory, canonical, chosen_id
 from callboard.runtime.leases import Leases
 from callboard.runtime.messages import CancelAsked, PurgeAsked, RetryAsked
-from callboard.runtime.payload import decode, encode
 from callboard.runtime.queues import Queue, all_queues
 from callboard.runtime.rates import Rates, Stats
 from callboard.runtime.reply import Reply
 from callboard.runtime.store_actor import StoreActor
-from callboard.runtime.submission import Accepted, Submission, new_job
+from callboard.runtime.submission import Accepted, Submission, new_job, with_body
 from callboard.runtime.watch import Watch, open_watch
 
 __all__ = ["Client"]
@@ -94,51 +95,53 @@ class Client:
         Raises InvalidRequest, InvalidPayload, QueueFull, JobExists, KeyReused, StoreUnavailable, ShuttingDown.
         """
         handler = self._handler(name)
-        if body is not None and not handler.takes_body:
-            raise InvalidRequest(f"handler {name!r} takes no body")
-        encoded = _encoded(body) if handler.takes_body else NULL
-        decoded = decode(handler.request_type, encoded) if handler.takes_body else None
-        priority = handler.priority_of(decoded) if priority is None else priority
-        accepted = await self.accept(
-            Submission(
-                name=name,
-                request=Request(body=encoded, headers=tuple((headers or {}).items())),
-                queue=queue,
-                priority=priority,
-                job_id=job_id,
-                key=key,
-                fingerprint=f"{name} {blake2b(bytes(encoded), digest_size=16).hexdigest()}" if job_id or key else None,
-                delay_ms=None if delay_seconds is None else _milliseconds(delay_seconds),
-                max_retries=max_retries,
-                timeout_seconds=timeout_seconds,
-            )
-        )
-        return accepted.job
+        template = _template(name, queue, priority, delay_seconds, max_retries, timeout_seconds, headers)
+        return (await self.accept(with_body(handler, template, body, key=key, job_id=job_id))).job
+
+    async def submit_many(
+        self,
+        name: str,
+        bodies: Iterable[Any],
+        *,
+        keys: Iterable[str | None] | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay_seconds: float | None = None,
+        max_retries: int | None = None,
+        timeout_seconds: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> builtins.list[Job | CallboardError]:
+        """Run the handler ``name`` once for each of ``bodies``; ``None`` for a handler that takes none. ``keys`` has one for each.
+
+        The answers are in order: the job, or why that one was refused, which harms none of the others. Every ``max_bulk_jobs`` are
+        stored in one commit, whole or not at all. When the store is away its answer is StoreUnavailable for all that are not
+        known to be stored: the same keys again give the same jobs. Raises InvalidRequest where nothing could be meant at all.
+        """
+        handler = self._handler(name)
+        template = _template(name, queue, priority, delay_seconds, max_retries, timeout_seconds, headers)
+        submissions = await with_bodies(handler, template, bodies, keys)
+        answers = await self.accept_many(submissions)
+        return [answer if isinstance(answer, CallboardError) else answer.job for answer in answers]
 
     async def accept(self, submission: Submission) -> Accepted:
         """Store a job whose body fits its handler already. Safe to repeat when it is given an id or a key.
 
         A caller that is cancelled gives up the answer only. Raises as ``submit``.
         """
-        handler = self._handler(submission.name)
-        if self.draining:
-            raise ShuttingDown("the server is shutting down: ask again in a moment")
-        job_id = self._ids.new() if submission.job_id is None else chosen_id(submission.job_id)
-        job = new_job(submission, handler, self.config, job_id=job_id, now_ms=self._clock.now_ms())
-        _check_storable(job, submission.request)
-        if job.queue not in self.handlers.queues:
-            # Runtimes claim from the queues of their handlers only: the job would wait for ever.
-            raise InvalidRequest(
-                f"no handler works on queue {job.queue!r}: give one of {', '.join(self.handlers.queues)}"
-            )
-        change = accept(job)
-        write = Write(
-            job=change.job,
-            events=change.events,
-            request=submission.request,
-            max_queue_size=self.config.max_queue_size,
-        )
-        return self._accepted(job, await self._bounded(lambda: self._store.commit(write)))
+        write = self._insert(submission)
+        return self._accepted(write.job, await self._bounded(lambda: self._store.commit(write)))
+
+    async def accept_many(
+        self, submissions: Sequence[Submission | CallboardError]
+    ) -> builtins.list[Accepted | CallboardError]:
+        """Store jobs whose bodies fit their handlers already, as ``submit_many`` does. An error among them is its own answer."""
+        return await self._carry_out(submissions, self._insert, self._accepted)
+
+    async def find_many(
+        self, submissions: Sequence[Submission | CallboardError]
+    ) -> builtins.list[Accepted | CallboardError | None]:
+        """For each submission with a key or an id: the job of the same one before, None where there was none, or why it clashes."""
+        return await self._carry_out(submissions, self._probe, self._found)
 
     async def get(self, job_id: str) -> Job:
         """The job as last committed. Raises JobNotFound, StoreUnavailable."""
@@ -278,6 +281,45 @@ class Client:
             raise InvalidRequest(f"there is no handler named {name!r}")
         return handler
 
+    def _insert(self, submission: Submission) -> Write:
+        handler = self._handler(submission.name)
+        if self.draining:
+            raise ShuttingDown("the server is shutting down: ask again in a moment")
+        job_id = self._ids.new() if submission.job_id is None else chosen_id(submission.job_id)
+        job = new_job(submission, handler, self.config, job_id=job_id, now_ms=self._clock.now_ms())
+        _check_storable(job, submission.request)
+        if job.queue not in self.handlers.queues:
+            # Runtimes claim from the queues of their handlers only: the job would wait for ever.
+            raise InvalidRequest(
+                f"no handler works on queue {job.queue!r}: give one of {', '.join(self.handlers.queues)}"
+            )
+        change = accept(job)
+        return Write(
+            job=change.job,
+            events=change.events,
+            request=submission.request,
+            max_queue_size=self.config.max_queue_size,
+        )
+
+    def _probe(self, submission: Submission) -> Write:
+        # A queue of no room: the store tells a duplicate before a full queue, and nothing is ever written.
+        return replace(self._insert(submission), max_queue_size=0)
+
+    def _found(self, job: Job, outcome: Outcome) -> Accepted | None:
+        return None if isinstance(outcome, Full) else self._accepted(job, outcome)
+
+    async def _carry_out(
+        self,
+        submissions: Sequence[Submission | CallboardError],
+        prepare: Callable[[Submission], Write],
+        conclude: Callable[[Job, Outcome], T],
+    ) -> builtins.list[T | CallboardError]:
+        async def commit(writes: Sequence[Write]) -> Sequence[Outcome | CallboardError]:
+            return await self._bounded(lambda: self._store.commit_together(writes))
+
+        size = self.config.max_bulk_jobs
+        return await carry_out(submissions, batch_size=size, prepare=prepare, commit=commit, conclude=conclude)
+
     def _accepted(self, job: Job, outcome: Outcome) -> Accepted:
         match outcome:
             case Committed(stored):
@@ -289,7 +331,7 @@ class Client:
             case Duplicate():
                 raise KeyReused("that idempotency key came with a different request before")
             case Full(size):
-                raise QueueFull(f"the queue holds {size} jobs, as many as it may: ask again later")
+                raise QueueFull(f"the queue holds {size} jobs, as many as it may: ask again later", job.queue)
             case _:
                 raise AssertionError(f"an insert cannot end as {outcome}")
 
@@ -309,11 +351,24 @@ class Client:
         raise StoreUnavailable("the store did not answer in time")
 
 
-def _encoded(body: Any) -> Raw:
-    try:
-        return encode(body)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"the body has no JSON form: {error}") from error
+def _template(
+    name: str,
+    queue: str | None,
+    priority: int | None,
+    delay_seconds: float | None,
+    max_retries: int | None,
+    timeout_seconds: float | None,
+    headers: Mapping[str, str] | None,
+) -> Submission:
+    return Submission(
+        name=name,
+        request=Request(headers=tuple((headers or {}).items())),
+        queue=queue,
+        priority=priority,
+        delay_ms=None if delay_seconds is None else _milliseconds(delay_seconds),
+        max_retries=max_retries,
+        timeout_seconds=timeout_seconds,
+    )
 
 
 def _milliseconds(delay_seconds: float) -> int:

@@ -4,10 +4,13 @@ from msgspec import Struct
 
 from callboard.runtime.core.errors import ConfigError
 
-__all__ = ["MAX_SECONDS", "Config"]
+__all__ = ["MAX_BULK_JOBS", "MAX_SECONDS", "Config"]
 
 MAX_SECONDS = 1e9
 """Thirty years: longer is a unit mixed up, or infinity, which has no milliseconds."""
+
+MAX_BULK_JOBS = 500
+"""As many as the store actor puts into one commit: a bulk submit is never torn."""
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -37,7 +40,11 @@ class Config(Struct, frozen=True, kw_only=True):
     retention_seconds: float | None = 604_800
     """An ended job's record is kept so long; None for ever."""
     max_body_bytes: int = 1_048_576
-    """Largest request body."""
+    """Largest request body; of a bulk submit, largest line."""
+    max_bulk_jobs: int = 500
+    """Jobs that one bulk request may bring, and jobs that ``submit_many`` stores in one commit; at most 500."""
+    max_bulk_body_bytes: int = 8_388_608
+    """Largest body of a bulk request."""
     max_result_bytes: int = 1_048_576
     """Largest result, as JSON text."""
     max_events_per_job: int = 1000
@@ -66,6 +73,8 @@ class Config(Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"{name} is {value!r}: give a whole number, {low} or more")
+        if self.max_bulk_jobs > MAX_BULK_JOBS:
+            raise ConfigError(f"max_bulk_jobs is {self.max_bulk_jobs}: give at most {MAX_BULK_JOBS}")
         for name, (above, may_be_none) in _SECONDS.items():
             value = getattr(self, name)
             if value is None and may_be_none:
@@ -95,6 +104,8 @@ _INTEGERS = {
     "max_retries": 0,
     "max_lost_leases": 0,
     "max_body_bytes": 1,
+    "max_bulk_jobs": 1,
+    "max_bulk_body_bytes": 1,
     "max_result_bytes": 2,
     "max_events_per_job": 1,
     "max_attempts_per_job": 1,

@@ -126,7 +126,7 @@ class Record:
                 case Committed(job):
                     return self._note(job)
                 case Full(size):
-                    raise QueueFull(f"the queue {before.queue!r} holds {size} jobs, as many as it may")
+                    raise QueueFull(f"the queue {before.queue!r} holds {size} jobs, as many as it may", before.queue)
                 case Conflict(current):
                     if current == change.job:
                         return self._note(current)

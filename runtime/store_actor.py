@@ -8,7 +8,8 @@ the senders of that batch; what to do about it is theirs. Any other exception is
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import trio
@@ -47,10 +48,10 @@ MAX_PENDING = 10_000
 
 
 class _Item(Struct, frozen=True):
-    """One compare-and-set on its way into a batch."""
+    """What one sender wants to have in one commit: one compare-and-set or many."""
 
-    write: Write | Delete
-    reply: Reply[Outcome]
+    writes: tuple[Write | Delete, ...]
+    reply: Reply[list[Outcome | CallboardError]]
 
 
 class _Call(Struct, frozen=True):
@@ -65,18 +66,21 @@ class _Lane:
 
     def __init__(self) -> None:
         self._waiting: deque[Any] = deque()
+        self._size = 0
         self._wake = trio.Event()
 
-    def put(self, message: Any) -> None:
-        if len(self._waiting) >= MAX_PENDING:
+    def put(self, message: Any, size: int = 1) -> None:
+        if self._size >= MAX_PENDING:
             raise StoreUnavailable("too many calls wait for the store")
         self._waiting.append(message)
+        self._size += size
         self._wake.set()
 
-    def withdraw(self, message: Any) -> None:
+    def withdraw(self, message: Any, size: int = 1) -> None:
         for index, waiting in enumerate(self._waiting):
             if waiting is message:
                 del self._waiting[index]
+                self._size -= size
                 return
 
     async def take(self) -> list[Any]:
@@ -85,6 +89,7 @@ class _Lane:
             await self._wake.wait()
         taken = list(self._waiting)
         self._waiting.clear()
+        self._size = 0
         return taken
 
 
@@ -130,13 +135,26 @@ class StoreActor:
 
         A caller that is cancelled takes its write back if it is not on its way yet.
         """
-        reply: Reply[Outcome] = Reply()
-        item = _Item(write, reply)
-        self._writes.put(item)
+        (outcome,) = await self.commit_together([write])
+        if isinstance(outcome, CallboardError):
+            raise outcome
+        return outcome
+
+    async def commit_together(self, writes: Sequence[Write | Delete]) -> list[Outcome | CallboardError]:
+        """Up to MAX_BATCH compare-and-sets in one commit of the driver, with whatever else waits; their outcomes in order.
+
+        An error among them is of a stored record that cannot be read: what met it was left out, and the others committed one by
+        one. Raises StoreUnavailable. A caller that is cancelled takes all of them back if they are not on their way yet, or none.
+        """
+        if len(writes) > MAX_BATCH:
+            raise ValueError(f"{len(writes)} writes do not fit into one commit of {MAX_BATCH}")
+        reply: Reply[list[Outcome | CallboardError]] = Reply()
+        item = _Item(tuple(writes), reply)
+        self._writes.put(item, len(writes))
         try:
             return await reply.get()
         except trio.Cancelled:
-            self._writes.withdraw(item)
+            self._writes.withdraw(item, len(writes))
             raise
 
     async def claim(self, queues: Sequence[str], names: Sequence[str], limit: int, lease_ms: int) -> Sequence[Claimed]:
@@ -198,16 +216,16 @@ class StoreActor:
     async def _run_writes(self) -> None:
         while True:
             messages = await self._writes.take()
-            items = [message for message in messages if isinstance(message, _Item)]
-            for start in range(0, len(items), MAX_BATCH):
-                await self._commit(items[start : start + MAX_BATCH])
+            for batch in _batches([message for message in messages if isinstance(message, _Item)]):
+                await self._commit(batch)
             for message in messages:
                 if isinstance(message, _Call):
                     self._note(await self._answer(message))
 
     async def _commit(self, items: Sequence[_Item]) -> None:
+        writes = [write for item in items for write in item.writes]
         try:
-            outcomes = await self._store.commit([item.write for item in items])
+            outcomes = await self._store.commit(writes)
         except StoreUnavailable as error:
             self._note(error)
             for item in items:
@@ -215,16 +233,31 @@ class StoreActor:
             return
         except CallboardError as error:
             # A stored record that cannot be read: who asked hears of it, those beside it are asked for alone.
-            if len(items) == 1:
-                items[0].reply.fail(error)
-            else:
-                for item in items:
-                    await self._commit([item])
+            await self._commit_apart(items, error)
             return
+        assert len(outcomes) == len(writes), (len(outcomes), len(writes))
         self._note(None)
-        for item, outcome in zip(items, outcomes, strict=True):
-            item.reply.set(outcome)
+        answers = iter(outcomes)
+        for item in items:
+            item.reply.set(list(islice(answers, len(item.writes))))
         self._publish([event for outcome in outcomes if isinstance(outcome, Committed) for event in outcome.events])
+
+    async def _commit_apart(self, items: Sequence[_Item], error: CallboardError) -> None:
+        if len(items) > 1:
+            for item in items:
+                await self._commit([item])
+            return
+        (item,) = items
+        if len(item.writes) == 1:
+            item.reply.set([error])
+            return
+        parts = [_Item((write,), Reply()) for write in item.writes]
+        for part in parts:
+            await self._commit([part])
+        try:
+            item.reply.set([outcome for part in parts for outcome in await part.reply.get()])
+        except StoreUnavailable as unavailable:
+            item.reply.fail(unavailable)
 
     async def _run_reads(self) -> None:
         while True:
@@ -273,6 +306,20 @@ class StoreActor:
         elif was_failing:
             logger.warning("the store can be reached again")
             self._recovered()
+
+
+def _batches(items: Sequence[_Item]) -> Iterator[list[_Item]]:
+    """The items in order, in as few commits as they fit into; one item is never cut."""
+    batch: list[_Item] = []
+    size = 0
+    for item in items:
+        if batch and size + len(item.writes) > MAX_BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.writes)
+    if batch:
+        yield batch
 
 
 def _copy(error: CallboardError) -> CallboardError:

@@ -1,13 +1,18 @@
 """From what was asked to the record of a new job. Pure but for the id, the time and the settings, which are passed in."""
 
-from msgspec import Struct
+from hashlib import blake2b
+from typing import Any
+
+from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from callboard.runtime.config import MAX_SECONDS, Config
 from callboard.runtime.core.errors import InvalidRequest
-from callboard.runtime.core.job import MAX_PRIORITY, Job, Request, Status
+from callboard.runtime.core.job import MAX_PRIORITY, NULL, Job, Request, Status
 from callboard.runtime.handlers import Handler
+from callboard.runtime.payload import decode, encode
 
-__all__ = ["Accepted", "Submission", "new_job"]
+__all__ = ["Accepted", "Submission", "new_job", "with_body"]
 
 MAX_DELAY_MS = 366 * 24 * 3600 * 1000
 """A job may be put off by a year at most: more is a unit mixed up."""
@@ -36,6 +41,28 @@ class Submission(Struct, frozen=True, kw_only=True):
     run_at_ms: int | None = None
     max_retries: int | None = None
     timeout_seconds: float | None = None
+
+
+def with_body(
+    handler: Handler, template: Submission, body: Any, *, key: str | None = None, job_id: str | None = None
+) -> Submission:
+    """``template`` with ``body``, a value of the handler's type or what msgspec makes of the same JSON, and what goes by it.
+
+    Raises InvalidRequest, InvalidPayload.
+    """
+    if body is not None and not handler.takes_body:
+        raise InvalidRequest(f"handler {handler.name!r} takes no body")
+    encoded = _encoded(body) if handler.takes_body else NULL
+    decoded = decode(handler.request_type, encoded) if handler.takes_body else None
+    fingerprint = f"{handler.name} {blake2b(bytes(encoded), digest_size=16).hexdigest()}" if job_id or key else None
+    return replace(
+        template,
+        request=replace(template.request, body=encoded),
+        priority=handler.priority_of(decoded) if template.priority is None else template.priority,
+        key=key,
+        job_id=job_id,
+        fingerprint=fingerprint,
+    )
 
 
 class Accepted(Struct, frozen=True):
@@ -94,6 +121,13 @@ def _due_ms(submission: Submission, now_ms: int) -> int | None:
     if due_ms - now_ms > MAX_DELAY_MS:
         raise InvalidRequest("the job would run more than a year from now")
     return due_ms
+
+
+def _encoded(body: Any) -> Raw:
+    try:
+        return encode(body)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the body has no JSON form: {error}") from error
 
 
 def _first(*values: int | None) -> int:

@@ -106,11 +106,15 @@ class KeyReused(CallboardError):
 
 
 class QueueFull(CallboardError):
-    """The queue holds ``max_queue_size`` jobs; nothing was accepted."""
+    """The queue holds ``max_queue_size`` jobs; nothing was accepted. ``queue`` says which, where that is known."""
 
     http_status = 429
     retry_helps = True
     title = "The queue is full"
+
+    def __init__(self, message: str, queue: str | None = None) -> None:
+        super().__init__(message)
+        self.queue = queue
 
 
 class StoreUnavailable(CallboardError):
