@@ -4,15 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from callboard.web.board import Callboard
+    from callboard.web.responses import ErrorResponse, Responses, StatusResponse, SubmittedResponse
 
-__all__ = ["Callboard"]
+__all__ = ["Callboard", "ErrorResponse", "Responses", "StatusResponse", "SubmittedResponse"]
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         # On first use: the command line's remote commands need neither Quart nor the runtime.
-        if name == "Callboard":
-            from callboard.web.board import Callboard
+        from importlib import import_module
 
-            return Callboard
+        if name in __all__:
+            home = "board" if name == "Callboard" else "responses"
+            return getattr(import_module(f"callboard.web.{home}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

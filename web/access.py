@@ -71,7 +71,7 @@ class Access:
     async def require(self, request: BaseRequestWebsocket, action: Action, job: Job | None = None) -> None:
         """Raises JobNotFound without a right to ``job``, Refusal (403) without a right to ``action``."""
         if job is not None and not await self.allows(request, "read", job):
-            raise JobNotFound(f"no job {job.id} for this caller")
+            raise JobNotFound(f"there is no job {job.id}")
         if action != "read" and not await self.allows(request, action, job):
             raise Refusal(403, "forbidden", "You may not do that.")
 

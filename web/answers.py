@@ -8,17 +8,27 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, ParamSpec
 
 import msgspec
-from quart import Response, current_app
+from quart import Request, Response, current_app
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import HTTPException
 
-from callboard.runtime.core.errors import CallboardError
+from callboard.runtime.core.errors import CallboardError, QueueFull
 from callboard.runtime.core.job import Job, Status
 from callboard.web import problems
 from callboard.web.compat import CLIENT_GONE
 from callboard.web.render import Place, job_bytes
+from callboard.web.responses import ErrorResponse, Responses, shaped, without_traceback
 
-__all__ = ["guarded", "job_answer", "json_answer", "place_of", "poll_after_seconds"]
+__all__ = [
+    "guarded",
+    "job_answer",
+    "json_answer",
+    "json_bytes",
+    "noted",
+    "place_of",
+    "poll_after_seconds",
+    "retry_after_seconds",
+]
 
 logger: Final = logging.getLogger("callboard.web")
 
@@ -59,26 +69,72 @@ def json_bytes(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-def guarded(source: Any, view: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
+def noted(error: CallboardError | HTTPException, source: BaseRequestWebsocket) -> None:
+    """Log what is the app's fault or ours; what is the caller's or the world's is no news."""
+    if isinstance(error, CallboardError) and error.http_status >= 500 and not error.retry_helps:
+        logger.error("%s %s: %s", source.method, source.path, error, exc_info=error)
+
+
+def retry_after_seconds(error: Exception) -> int | None:
+    """When asking again makes sense, where the runtime knows better than the error."""
+    if not isinstance(error, QueueFull) or error.queue is None:
+        return None
+    try:
+        seconds: int = current_app.extensions["callboard"].runtime.retry_after_seconds(error.queue)
+    except CallboardError:
+        return None
+    return seconds
+
+
+def guarded(
+    source: Any, view: Callable[P, Awaitable[Any]], responses: Responses | None = None
+) -> Callable[P, Awaitable[Any]]:
     """``view`` with every refusal and every bug answered as a problem document; ``source`` is Quart's request or websocket.
 
-    The app's own error handlers never see them. ``trio.Cancelled`` passes, and so does the news that the client has left.
+    ``responses`` may give the answer to a request another form; by default the board's own do. The app's own error
+    handlers never see these errors. ``trio.Cancelled`` passes, and so does the news that the client has left.
     """
 
     @functools.wraps(view)
     async def answer(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
             return await view(*args, **kwargs)
-        except CallboardError as error:
-            if error.http_status >= 500 and not error.retry_helps:
-                logger.error("%s %s: %s", source.method, source.path, error, exc_info=error)
-            return problems.of_error(error, source)
-        except HTTPException as error:
-            return error.response or problems.of_http_exception(error, source)
         except CLIENT_GONE:
             raise
+        except (CallboardError, HTTPException) as error:
+            caught: Exception = error
+            noted(error, source)
         except Exception as error:
+            caught = error
             logger.error("%s %s failed", source.method, source.path, exc_info=error)
-            return problems.internal_error(source)
+        return await _refusal(source._get_current_object(), caught, responses)
 
     return answer
+
+
+async def _refusal(source: BaseRequestWebsocket, error: Exception, responses: Responses | None) -> Any:
+    if isinstance(error, HTTPException) and error.response is not None:
+        return error.response
+    problem = problems.describe(error, source, retry_after_seconds=retry_after_seconds(error))
+    default = problems.answer(problem, source)
+    if not isinstance(source, Request):
+        return default
+    custom = (current_app.extensions["callboard"].responses if responses is None else responses).error
+    if custom is None:
+        return default
+    record = ErrorResponse(
+        problem=msgspec.to_builtins(problem.body),
+        status=problem.status,
+        headers=dict(problem.headers),
+        error=without_traceback(error),
+        request=source,
+    )
+    try:
+        return await shaped(custom, record, default)
+    except CLIENT_GONE:
+        raise
+    except Exception as failed:
+        if isinstance(failed, HTTPException):
+            return failed.response or problems.answer(problems.describe(failed, source), source)
+        logger.error("responses.error=%r failed", custom, exc_info=failed)
+        return problems.answer(problems.describe(failed, source), source)

@@ -23,12 +23,13 @@ from callboard.runtime.core.store import Store
 from callboard.runtime.handlers import make_handler
 from callboard.stores.opening import open_store
 from callboard.web.access import Access, Authorize, Identify
-from callboard.web.checks import check_mapping, check_route, checked_origins, require_hook
+from callboard.web.checks import check_mapping, check_route, checked_origins, checked_responses, require_hook
 from callboard.web.limits import BodyLimit
 from callboard.web.mapping import Mapping, View
 from callboard.web.metrics import Metrics
 from callboard.web.mounting import mount_jobs, mount_mapping
 from callboard.web.options import HandlerOptions, MappingOptions
+from callboard.web.responses import Responses, Status
 
 __all__ = ["DEFAULT_STORE", "STORE_VARIABLE", "Callboard"]
 
@@ -60,7 +61,8 @@ class Callboard:
     CALLBOARD_STORE, read at start, else ``sqlite:///callboard.db``. ``prefix`` is where the job routes are. ``identify(request)``
     names the caller, ``authorize(request, action, job)`` says what is allowed; either may be async. An app that identifies
     callers and does not authorize shows everyone their own jobs only. ``allowed_origins`` are further sites whose pages may use the
-    websockets and the unsafe methods; ``"*"`` is any. Nothing is opened before the app starts.
+    websockets and the unsafe methods; ``"*"`` is any. ``responses`` gives
+    answers the app's own form. Nothing is opened before the app starts.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Callboard:
         authorize: Authorize | None = None,
         identify: Identify | None = None,
         allowed_origins: Iterable[str] = (),
+        responses: Responses | None = None,
     ) -> None:
         self.config = config or Config()
         self.prefix = _checked_prefix(prefix)
@@ -80,6 +83,7 @@ class Callboard:
         require_hook("authorize", authorize)
         require_hook("identify", identify)
         self.access = Access(authorize, identify, checked_origins(allowed_origins))
+        self.responses = checked_responses("responses", responses)
         self.metrics = Metrics()
         self.mappings: list[Mapping] = []
         self.has_launcher = False
@@ -101,7 +105,9 @@ class Callboard:
             check_route(mapping, app.url_map.converters)
         self._app = app
         app.extensions["callboard"] = self
-        app.asgi_app = BodyLimit(app, app.asgi_app, self.config.max_body_bytes)  # type: ignore[method-assign]
+        app.asgi_app = BodyLimit(  # type: ignore[method-assign]
+            app, app.asgi_app, self.config.max_body_bytes, self.config.max_bulk_body_bytes
+        )
         mount_jobs(app, self)
         for mapping in self.mappings:
             mount_mapping(app, self, mapping)
@@ -142,6 +148,7 @@ class Callboard:
         allow_timeout: bool = False,
         allow_priority: bool = False,
         decorators: Sequence[Callable[[View], View]] = (),
+        responses: Responses | None = None,
         **options: Unpack[HandlerOptions],
     ) -> Callable[[F], F]:
         """Map a handler to ``route``, in the app's own route syntax. Returns a decorator that gives the function back.
@@ -149,7 +156,8 @@ class Callboard:
         ``validate(body)`` (``validate()`` where there is no body) runs before anything is queued and may be async: None goes on,
         anything else is the answer, as from a Quart view. ``redirect``: reading the ended job answers 303 to ``location``.
         ``allow_*`` let clients send Job-Delay and Job-Run-At, Job-Timeout, Job-Priority. ``decorators`` go round the view,
-        the first outermost. The other options are those of ``handler``. Raises HandlerError and ConfigError with what to change.
+        the first outermost. ``responses``: answers of its own form, each instead of the board's. The other options are
+        those of ``handler``. Raises HandlerError and ConfigError with what to change.
         """
 
         def register(function: F) -> F:
@@ -165,6 +173,7 @@ class Callboard:
                 allow_timeout=allow_timeout,
                 allow_priority=allow_priority,
                 decorators=decorators,
+                responses=responses,
             )
             check_mapping(mapping, self.mappings, None if self._app is None else self._app.url_map.converters)
             if self._app is not None:
@@ -185,6 +194,17 @@ class Callboard:
     def redirects(self, name: str) -> bool:
         """Whether reading an ended job of that handler answers 303 without being asked."""
         return any(mapping.redirect for mapping in self.mappings if mapping.handler.name == name)
+
+    def responses_of(self, mapping: Mapping | None) -> Responses:
+        """The forms of a mapping's answers: its own, and the board's where it has none."""
+        if mapping is None or mapping.responses is None:
+            return self.responses
+        return mapping.responses.over(self.responses)
+
+    def status_form(self, name: str) -> Status | None:
+        """The form of a document of that handler's jobs."""
+        mapping = next((mapping for mapping in self.mappings if mapping.handler.name == name), None)
+        return self.responses_of(mapping).status
 
     # Living
 

@@ -9,8 +9,9 @@ from werkzeug.routing import Map, Rule
 
 from callboard.runtime.core.errors import ConfigError
 from callboard.web.mapping import Mapping
+from callboard.web.responses import Responses
 
-__all__ = ["check_mapping", "check_route", "checked_origins", "require_hook"]
+__all__ = ["check_mapping", "check_route", "checked_origins", "checked_responses", "require_hook"]
 
 _VARIABLE: Final = re.compile(r"<(?:([^:<>]+):)?[^:<>]+>")
 
@@ -30,6 +31,19 @@ def checked_origins(origins: Iterable[str]) -> tuple[str, ...]:
     raise ConfigError(f'allowed_origins is {origins!r}: give a list of origins, such as ["https://shop.example"]')
 
 
+def checked_responses(option: str, responses: object) -> Responses:
+    """The responses; none for None. Raises ConfigError unless they are functions in a Responses."""
+    if responses is None:
+        return Responses()
+    if not isinstance(responses, Responses):
+        raise ConfigError(
+            f"{option} is {responses!r}: give callboard.web.Responses(submitted=..., status=..., error=...)"
+        )
+    for name in Responses.__struct_fields__:
+        require_hook(f"{option}.{name}", getattr(responses, name))
+    return responses
+
+
 def check_mapping(mapping: Mapping, others: Sequence[Mapping], converters: Mappings[str, Any] | None) -> None:
     """Raises ConfigError if a mapping's route or options cannot work, or another one has its route and method.
 
@@ -45,6 +59,7 @@ def check_mapping(mapping: Mapping, others: Sequence[Mapping], converters: Mappi
     require_hook(f"{where}: validate", mapping.validate)
     if mapping.redirect and mapping.handler.location is None:
         raise ConfigError(f"{where}: redirect needs to know where to: give location=, a function of (job, result)")
+    checked_responses(f"{where}: responses", mapping.responses)
     decorators = mapping.decorators
     if isinstance(decorators, str) or not isinstance(decorators, Sequence) or not all(map(callable, decorators)):
         raise ConfigError(f"{where}: decorators is {decorators!r}: give a list of functions, such as [login_required]")

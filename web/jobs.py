@@ -12,15 +12,15 @@ from quart import Response, current_app, request
 from callboard.runtime.core.errors import (
     InvalidRequest,
     JobNotFound,
-    QueueFull,
 )
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import JobFilter
-from callboard.web import parsing, problems
+from callboard.web import parsing
 from callboard.web.answers import job_answer, json_answer, json_bytes, place_of, poll_after_seconds
 from callboard.web.cursors import seal, unseal
 from callboard.web.problems import Refusal
-from callboard.web.render import Place, entity_tag, expires, job_fields, job_location
+from callboard.web.render import Place, entity_tag, expires, job_document, job_fields, job_location
+from callboard.web.responses import StatusResponse, shaped
 
 if TYPE_CHECKING:
     from callboard.web.board import Callboard
@@ -70,7 +70,7 @@ class JobRoutes:
         location = job_location(job, place)
         if redirect and location is not None and job.status is Status.COMPLETED:
             return self._see_other(location)
-        return self._document(job, place, waited=wait is not None)
+        return await self._shown(job, self._document(job, place, waited=wait is not None))
 
     async def result(self, job_id: str) -> Response:
         """The bare result of a completed job."""
@@ -135,18 +135,14 @@ class JobRoutes:
             if job.status.is_terminal:
                 headers["Preference-Applied"] = "wait"
         status = 200 if job.status.is_terminal else 202
-        return job_answer(job, place_of(request, self._board.prefix), status, headers)
+        return await self._shown(job, job_answer(job, place_of(request, self._board.prefix), status, headers))
 
     async def retry(self, job_id: str) -> Response:
         """Run an ended job again."""
         job = await self._job(job_id, "retry")
-        try:
-            queued = await self._board.runtime.retry(job.id)
-        except QueueFull as error:
-            again = self._board.runtime.retry_after_seconds(job.queue)
-            return problems.of_error(error, request, retry_after_seconds=again)
+        queued = await self._board.runtime.retry(job.id)
         place = place_of(request, self._board.prefix)
-        return job_answer(queued, place, 202, {"Location": place.job(job.id)})
+        return await self._shown(queued, job_answer(queued, place, 202, {"Location": place.job(job.id)}))
 
     async def live(self) -> Response:
         """Whether the process is worth keeping: false once the runtime has died."""
@@ -207,6 +203,20 @@ class JobRoutes:
         if gone is not None:
             response.headers["Expires"] = gone
         return response
+
+    async def _shown(self, job: Job, answer: Response) -> Response:
+        """The answer with a job's document, in the form of the app's own where it has one."""
+        form = self._board.status_form(job.name)
+        if form is None or answer.status_code == 304:
+            return answer
+        record = StatusResponse(
+            job=job,
+            document=job_document(job, place_of(request, self._board.prefix)),
+            status=answer.status_code,
+            headers=dict(answer.headers),
+            request=request._get_current_object(),  # type: ignore[attr-defined]
+        )
+        return await shaped(form, record, answer)
 
     def _see_other(self, location: str) -> Response:
         response: Response = current_app.response_class(

@@ -1,6 +1,7 @@
 """One ASGI wrapper that bounds what clients send to callboard's own routes, whatever the Quart version does.
 
-It counts bytes as they are received and does nothing else until more than ``max_body_bytes`` have come. Only then is the route
+It counts bytes as they are received and does nothing else until more than ``max_body_bytes`` (``max_bulk_body_bytes`` of lines
+of JSON) have come. Only then is the route
 looked up; if it is one of callboard's, the body ends there for Quart, the scope is marked so that the view answers 413, and what
 still comes is thrown away. It never holds a body itself, and leaves the app's other routes alone.
 
@@ -22,11 +23,14 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
 from callboard.web.compat import CLIENT_GONE
+from callboard.web.parsing import is_ndjson
 
-__all__ = ["ENDPOINT_PREFIX", "BodyLimit", "is_too_large", "mark_socket"]
+__all__ = ["ENDPOINT_PREFIX", "MAPPED_PREFIX", "BodyLimit", "endpoint_of", "is_too_large", "mark_socket"]
 
 ENDPOINT_PREFIX: Final = "callboard:"
 """Every endpoint of callboard's begins so."""
+MAPPED_PREFIX: Final = f"{ENDPOINT_PREFIX}mapped:"
+"""The endpoint of every handler on a route of the app's begins so."""
 
 _MARK: Final = "callboard.body_too_large"
 _SOCKET: Final = "callboard.socket"
@@ -56,11 +60,16 @@ class BodyLimit:
     """``app.asgi_app`` with the bound round it."""
 
     def __init__(
-        self, app: QuartTrio, inner: Callable[[Scope, Receive, Send], Awaitable[None]], max_body_bytes: int
+        self,
+        app: QuartTrio,
+        inner: Callable[[Scope, Receive, Send], Awaitable[None]],
+        max_body_bytes: int,
+        max_bulk_body_bytes: int,
     ) -> None:
         self._app = app
         self._inner = inner
         self._max_body_bytes = max_body_bytes
+        self._max_bulk_body_bytes = max_bulk_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -74,7 +83,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
-        body = _Body(scope, receive, send, self._max_body_bytes, self._is_ours)
+        content_type = next((value for name, value in scope["headers"] if name.lower() == b"content-type"), b"")
+        is_bulk = is_ndjson(content_type.decode("latin1"))
+        most = self._max_bulk_body_bytes if is_bulk else self._max_body_bytes
+        body = _Body(scope, receive, send, most, self._is_ours)
         try:
             await self._inner(scope, body.receive, body.send)
         except* CLIENT_GONE:
@@ -82,14 +94,19 @@ class BodyLimit:
             pass
 
     def _is_ours(self, scope: Scope) -> bool:
-        adapter = self._app.create_url_adapter(_request(scope))
-        if adapter is None:
-            return False
-        try:
-            endpoint, _ = adapter.match()
-        except HTTPException:
-            return False
-        return isinstance(endpoint, str) and endpoint.startswith(ENDPOINT_PREFIX)
+        return (endpoint_of(self._app, scope) or "").startswith(ENDPOINT_PREFIX)
+
+
+def endpoint_of(app: QuartTrio, scope: Scope) -> str | None:
+    """The endpoint that Quart will give this HTTP request to; None where there is none."""
+    adapter = app.create_url_adapter(_request(scope))
+    if adapter is None:
+        return None
+    try:
+        endpoint, _ = adapter.match()
+    except HTTPException:
+        return None
+    return endpoint if isinstance(endpoint, str) else None
 
 
 class _Socket:

@@ -12,11 +12,12 @@ from werkzeug.routing import Map, Rule
 
 from callboard.web.answers import guarded, json_answer, json_bytes
 from callboard.web.jobs import JobRoutes, Route
-from callboard.web.limits import ENDPOINT_PREFIX
+from callboard.web.limits import ENDPOINT_PREFIX, MAPPED_PREFIX
 from callboard.web.mapping import Mapping, make_view
 from callboard.web.openapi import openapi_document
 from callboard.web.operating import OperatingRoutes
 from callboard.web.problems import Refusal
+from callboard.web.responses import Responses
 from callboard.web.ui import make_ui_view
 from callboard.web.websocket import make_stream_view, unknown_socket
 
@@ -32,7 +33,7 @@ View = Callable[..., Awaitable[Any]]
 
 def mount_mapping(app: QuartTrio, board: "Callboard", mapping: Mapping) -> None:
     """Put a mapped handler on its route."""
-    endpoint = f"{ENDPOINT_PREFIX}mapped:{mapping.handler.name.replace('.', '_')}:{len(app.view_functions)}"
+    endpoint = f"{MAPPED_PREFIX}{mapping.handler.name.replace('.', '_')}:{len(app.view_functions)}"
     app.add_url_rule(mapping.route, endpoint, make_view(board, mapping), methods=[mapping.method])
 
 
@@ -47,7 +48,9 @@ def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
     ]
     for route in routes:
         name = f"{route.method} {route.path}"
-        view = guarded(request, _checked(board, route))
+        # Probes read the contract's own form, whatever the app makes of errors elsewhere.
+        responses = Responses() if route.path.startswith("/health/") else None
+        view = guarded(request, _checked(board, route), responses)
         _add(app, board.prefix + route.path, name, view, methods=[route.method], provide_automatic_options=False)
     unknown = guarded(request, _unknown_view(board, routes))
     for number, path in enumerate(("", "/", "/<path:rest>")):

@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 
 from callboard.runtime.core.job import Job
 from callboard.web.mapping import View
+from callboard.web.responses import Responses
 
 __all__ = ["HandlerOptions", "MappingOptions"]
 
@@ -31,3 +32,4 @@ class MappingOptions(HandlerOptions, total=False):
     allow_timeout: bool
     allow_priority: bool
     decorators: Sequence[Callable[[View], View]]
+    responses: Responses | None

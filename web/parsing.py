@@ -13,6 +13,7 @@ __all__ = [
     "digest",
     "flag",
     "idempotency_key",
+    "is_ndjson",
     "job_id",
     "limit",
     "preferred_wait",
@@ -32,6 +33,7 @@ _RFC_3339: Final = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 """Source: RFC 3339, section 5.6. Python reads other forms of ISO 8601 too, week dates among them."""
+_NDJSON: Final = frozenset({"application/jsonl", "application/ndjson", "application/x-ndjson"})
 _WHOLE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -101,6 +103,11 @@ def idempotency_key(values: list[str]) -> str | None:
     if not 1 <= len(key) <= 255:
         raise InvalidRequest("Idempotency-Key must have 1 to 255 characters")
     return key
+
+
+def is_ndjson(content_type: str) -> bool:
+    """Whether a ``Content-Type`` says that the body is lines of JSON, by any of the names that are in use."""
+    return content_type.partition(";")[0].strip().lower() in _NDJSON
 
 
 def single(values: list[str], header: str) -> str | None:

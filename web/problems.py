@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 from quart import Response, current_app
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import HTTPException
@@ -26,7 +27,7 @@ from callboard.runtime.core.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["RETRY_AFTER_SECONDS", "Refusal", "internal_error", "of_error", "of_http_exception"]
+__all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refusal", "answer", "describe"]
 
 RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when nothing better is known: the store is away, or the app restarts."""
@@ -67,43 +68,64 @@ class Refusal(CallboardError):
         self.members = members or {}
 
 
-def of_error(
-    error: CallboardError, request: BaseRequestWebsocket, *, retry_after_seconds: int | None = None
-) -> Response:
-    """The answer to a request that ended in ``error``; ``retry_after_seconds`` where the runtime knows better."""
+class Problem(Struct, frozen=True):
+    """What a client is told of one refusal: the members of the document, and the headers that go with it."""
+
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+    @property
+    def status(self) -> int:
+        status: int = self.body["status"]
+        return status
+
+
+def describe(error: Exception, request: BaseRequestWebsocket, *, retry_after_seconds: int | None = None) -> Problem:
+    """What a request that ended in ``error`` is told; ``retry_after_seconds`` where the runtime knows better.
+
+    An ``abort(...)`` of the app's or a limit of Quart's keeps its text and its headers; a bug gets a fixed sentence.
+    """
+    if isinstance(error, CallboardError) and (error.http_status < 500 or error.retry_helps):
+        return _of_known(error, request, retry_after_seconds)
+    if isinstance(error, HTTPException):
+        kept = {
+            name: value for name, value in error.get_headers() if name.lower() not in ("content-type", "content-length")
+        }
+        kind = _kebab(type(error).__name__)
+        return _problem(request, error.code or 500, kind, error.name, error.description or error.name, kept, {})
+    detail = "Something went wrong on the server. It has been logged."
+    return _problem(request, 500, "internal-error", HTTPStatus(500).phrase, detail, {}, {})
+
+
+def answer(problem: Problem, request: BaseRequestWebsocket) -> Response:
+    """The problem as a response."""
+    response: Response = current_app.response_class(
+        msgspec.json.encode(problem.body),
+        status=problem.status,
+        headers=problem.headers,
+        content_type="application/problem+json",
+    )
+    response.headers.setdefault("Cache-Control", "no-store")
+    if request.scope["type"] == "websocket":
+        # Hypercorn cannot use the connection again after a refused handshake: the next request on it would end the server.
+        response.headers["Connection"] = "close"
+    return response
+
+
+def _of_known(error: CallboardError, request: BaseRequestWebsocket, retry_after_seconds: int | None) -> Problem:
     headers: dict[str, str] = {}
     members: dict[str, Any] = {}
     if isinstance(error, InvalidPayload):
         members["errors"] = error.errors
     if error.retry_helps:
         headers["Retry-After"] = str(retry_after_seconds or RETRY_AFTER_SECONDS)
+    kind = _kebab(type(error).__name__)
     if isinstance(error, Refusal):
         headers.update(error.headers)
         members.update(error.members)
         kind = error.kind
-    else:
-        kind = _kebab(type(error).__name__)
-    if error.http_status >= 500 and not error.retry_helps:
-        return internal_error(request)
     detail = next((text for known, text in _FIXED.items() if isinstance(error, known)), str(error))
     return _problem(request, error.http_status, kind, error.title, detail, headers, members)
-
-
-def of_http_exception(error: HTTPException, request: BaseRequestWebsocket) -> Response:
-    """The answer for an ``abort(...)`` in one of the app's hooks, or for a limit of Quart's own; its headers are kept."""
-    status = error.code or 500
-    kept = {
-        name: value for name, value in error.get_headers() if name.lower() not in ("content-type", "content-length")
-    }
-    return _problem(
-        request, status, _kebab(type(error).__name__), error.name, error.description or error.name, kept, {}
-    )
-
-
-def internal_error(request: BaseRequestWebsocket) -> Response:
-    """The answer for a bug; the log has the rest."""
-    detail = "Something went wrong on the server. It has been logged."
-    return _problem(request, 500, "internal-error", HTTPStatus(500).phrase, detail, {}, {})
 
 
 def _problem(
@@ -112,9 +134,9 @@ def _problem(
     kind: str,
     title: str,
     detail: str,
-    headers: Mapping[str, str],
+    headers: dict[str, str],
     members: Mapping[str, Any],
-) -> Response:
+) -> Problem:
     body = {
         "type": f"urn:callboard:problem:{kind}",
         "title": title,
@@ -123,14 +145,7 @@ def _problem(
         "instance": quote(request.root_path + request.path, safe=_PATH_SIGNS, errors="replace"),
         **members,
     }
-    response: Response = current_app.response_class(
-        msgspec.json.encode(body), status=status, headers=dict(headers), content_type="application/problem+json"
-    )
-    response.headers.setdefault("Cache-Control", "no-store")
-    if request.scope["type"] == "websocket":
-        # Hypercorn cannot use the connection again after a refused handshake: the next request on it would end the server.
-        response.headers["Connection"] = "close"
-    return response
+    return Problem(body, headers)
 
 
 def _kebab(name: str) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "event_frame",
     "expires",
     "job_bytes",
+    "job_document",
     "job_fields",
     "job_location",
     "reference",
@@ -68,6 +69,12 @@ def job_fields(job: Job, place: Place) -> dict[str, Raw]:
 def job_bytes(job: Job, place: Place) -> bytes:
     """The job document as JSON text."""
     return _encoder.encode(job_fields(job, place))
+
+
+def job_document(job: Job, place: Place) -> dict[str, Any]:
+    """The job document as plain values."""
+    decoded: dict[str, Any] = msgspec.json.decode(job_bytes(job, place))
+    return decoded
 
 
 def snapshot_frame(job: Job, place: Place, *, gap: bool) -> bytes:

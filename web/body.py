@@ -1,0 +1,42 @@
+"""The body of a submission: read within its bound, decoded by the handler's type."""
+
+from typing import Any
+
+from msgspec import Raw
+from quart import request
+from quart.wrappers.base import BaseRequestWebsocket
+
+from callboard.runtime.handlers import Handler
+from callboard.runtime.payload import decode
+from callboard.web.limits import is_too_large
+from callboard.web.problems import Refusal
+
+__all__ = ["decoded", "is_json", "read_body", "too_large"]
+
+
+def is_json(source: BaseRequestWebsocket) -> bool:
+    """Whether the request says that its body is JSON."""
+    kind: str = source.mimetype
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+async def read_body(max_bytes: int) -> bytes:
+    """The body of the current request. Raises Refusal (413) for a larger one."""
+    if (request.content_length or 0) > max_bytes:
+        raise too_large("body", max_bytes)
+    text: bytes = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+    if is_too_large(request) or len(text) > max_bytes:
+        raise too_large("body", max_bytes)
+    return text
+
+
+def decoded(handler: Handler, text: bytes) -> tuple[Raw, Any]:
+    """JSON text and its value by the handler's type. Raises InvalidRequest for what is no JSON, InvalidPayload for what does not fit."""
+    # The whole of it: what the type does not name would be passed over unread.
+    decode(Any, text)
+    return Raw(text), decode(handler.request_type, text)
+
+
+def too_large(what: str, max_bytes: int) -> Refusal:
+    """The refusal (413) of ``what``, a body or one line of it."""
+    return Refusal(413, "content-too-large", f"The {what} is larger than {max_bytes} bytes.", title="Content Too Large")
