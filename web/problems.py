@@ -116,7 +116,7 @@ def _of_known(error: CallboardError, request: BaseRequestWebsocket, retry_after_
     headers: dict[str, str] = {}
     members: dict[str, Any] = {}
     if isinstance(error, InvalidPayload):
-        members["errors"] = error.errors
+        members["errors"] = list(error.errors)
     if error.retry_helps:
         headers["Retry-After"] = str(retry_after_seconds or RETRY_AFTER_SECONDS)
     kind = _kebab(type(error).__name__)
