@@ -1,7 +1,8 @@
 """What an app's author registers, checked when it is registered. Every refusal is a ConfigError that says what would do."""
 
+import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Mappings
 from typing import Any, Final
 
@@ -14,6 +15,22 @@ from callboard.web.responses import Responses
 __all__ = ["check_mapping", "check_route", "checked_origins", "checked_responses", "require_hook"]
 
 _VARIABLE: Final = re.compile(r"<(?:([^:<>]+):)?[^:<>]+>")
+
+
+def require_takes(option: str, hook: Callable[..., Any] | None, *arguments: str) -> None:
+    """Raises ConfigError unless the hook is None or can be called with so many arguments."""
+    require_hook(option, hook)
+    if hook is None:
+        return
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):
+        # Some builtins have no signature that can be read: the first call will tell.
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise ConfigError(f"{option} is called with ({', '.join(arguments)}), and takes {signature}") from None
 
 
 def require_hook(option: str, hook: object) -> None:
@@ -40,7 +57,7 @@ def checked_responses(option: str, responses: object) -> Responses:
             f"{option} is {responses!r}: give callboard.web.Responses(submitted=..., status=..., error=...)"
         )
     for name in Responses.__struct_fields__:
-        require_hook(f"{option}.{name}", getattr(responses, name))
+        require_takes(f"{option}.{name}", getattr(responses, name), "answer")
     return responses
 
 
@@ -56,7 +73,7 @@ def check_mapping(mapping: Mapping, others: Sequence[Mapping], converters: Mappi
             raise ConfigError(
                 f"{where}: handler {other.handler.name!r} is there already: give each its own route or method"
             )
-    require_hook(f"{where}: validate", mapping.validate)
+    require_takes(f"{where}: validate", mapping.validate, *(["body"] if mapping.handler.takes_body else []))
     if mapping.redirect and mapping.handler.location is None:
         raise ConfigError(f"{where}: redirect needs to know where to: give location=, a function of (job, result)")
     checked_responses(f"{where}: responses", mapping.responses)

@@ -104,7 +104,8 @@ def endpoint_of(app: QuartTrio, scope: Scope) -> str | None:
         return None
     try:
         endpoint, _ = adapter.match()
-    except HTTPException:
+    except (HTTPException, ValueError):
+        # A converter may trip over what a client wrote, as int() does over 5000 digits.
         return None
     return endpoint if isinstance(endpoint, str) else None
 

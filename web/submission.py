@@ -144,7 +144,12 @@ def _tagged(name: str, value: Any) -> tuple[str, str | int | float]:
         return ("uuid", str(value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return ("str", str(value))
-    if not math.isfinite(value):
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:
+        # A whole number of more than 308 digits: nothing that reads JSON would take it.
+        is_finite = False
+    if not is_finite:
         raise InvalidRequest(f"{name} in the path is too large a number")
     return ("float" if isinstance(value, float) else "int", value)
 

@@ -10,7 +10,8 @@ task. Numbered promises, each held by ``callboard.stores.conformance``:
 3.  *Compare and set.* A write whose ``expected`` record is not the stored one in ``(serial, seq, fence)`` is a Conflict, unless its
     ``again``, asked with the stored record, gives the write to make in its stead. So one who is overtaken time and again still
     gets his turn: a store that can asks and writes in one step, any other a bounded number of times.
-4.  *One id, one key.* While a record lives, no second job gets its id or its ``key``: Duplicate, with the job that has it.
+4.  *One id, one key.* While a record lives, no second job gets its id or its ``key``: Duplicate, with the job that has it, also
+    where the queue is full.
 5.  *Bounded.* A write with ``max_queue_size`` that would put one more job among the waiting ones (Queued, Scheduled) of a queue
     that already holds so many is refused as Full.
 6.  *State and events are one write.* Events are kept in order of ``seq``; of each job the newest ``max_events_per_job``.
