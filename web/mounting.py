@@ -17,6 +17,7 @@ from callboard.web.mapping import Mapping, make_view
 from callboard.web.openapi import openapi_document
 from callboard.web.operating import OperatingRoutes
 from callboard.web.problems import Refusal
+from callboard.web.sse import make_events_view
 from callboard.web.ui import make_ui_view
 from callboard.web.websocket import make_stream_view, unknown_socket
 
@@ -41,6 +42,7 @@ def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
     routes = [
         *JobRoutes(board).routes(),
         *OperatingRoutes(board).routes(),
+        Route("GET", "/<job_id>/events", make_events_view(board)),
         Route("GET", "/metrics", _metrics_view(board)),
         Route("GET", "/openapi.json", _openapi_view(board)),
         Route("GET", "/ui", make_ui_view(board)),
