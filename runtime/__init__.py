@@ -49,6 +49,7 @@ __all__ = [
     "Event",
     "ExceptionInfo",
     "Failure",
+    "Feed",
     "FieldError",
     "Handler",
     "HandlerError",

@@ -256,9 +256,11 @@ async def test_what_passes_even_the_bounds_is_said(autojump_clock: MockClock) ->
                 for _ in range(30):
                     await runtime.submit("work")
                 await trio.sleep(10)
-                with trio.move_on_after(30):
-                    while True:
-                        picture.take(await anext(items))
+                for _ in range(2):
+                    with trio.move_on_after(30):
+                        while True:
+                            picture.take(await anext(items))
+                    runtime._hub.lag_all()
                 assert picture.missed
                 assert len(feed._memory.ids()) <= remembered
 
