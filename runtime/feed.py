@@ -327,7 +327,7 @@ class Feed(AsyncIterator[Snapshot | Event | Missed]):
 
     async def _scan(self, scan: _Scan) -> None:
         try:
-            page = await self._bounded(lambda: self._store.list(scan.where, scan.cursor, CHUNK))
+            page = await self._bounded(lambda: self._store.list(scan.where, scan.cursor, min(CHUNK, self._scanned)))
         except StoreRefused:
             page, self._reached_bound = Page((), None), True
         first_ms = scan.created_from_ms

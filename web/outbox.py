@@ -50,6 +50,8 @@ class Lane:
         self.encode = encode
         self.waiting: deque[Item | bytes] = deque()
         self.has_ended = False
+        self.is_open = True
+        """Something may still be sent from it."""
 
     def merged(self, item: Item) -> bool:
         """Whether ``item`` could be merged into what waits: progress into the last word on the same job, if that is progress."""
@@ -88,9 +90,8 @@ class Outbox:
 
     def drop_lane(self, lane: Lane) -> None:
         """The subscription is over: what waits in its lane is not sent."""
-        if lane in self._lanes:
-            self._lanes.remove(lane)
         lane.waiting.clear()
+        self._remove(lane)
         self._notify()
 
     async def put(self, lane: Lane, item: Item | bytes) -> None:
@@ -99,22 +100,20 @@ class Outbox:
             return
         while not self._has_room(lane) and self._close is None:
             await self._changed.wait()
-        if lane in self._lanes and self._close is None:
+        if lane.is_open and self._close is None:
             lane.waiting.append(item)
             self._notify()
 
     def end_lane(self, lane: Lane, last: bytes | None = None) -> None:
         """After what waits, and then ``last``, there is nothing more in this lane; it goes when that is taken."""
+        if not lane.is_open:
+            return
         lane.has_ended = True
         if last is not None:
             lane.waiting.append(last)
         if not lane.waiting:
-            self.drop_lane(lane)
+            self._remove(lane)
         self._notify()
-
-    def has_lane(self, lane: Lane) -> bool:
-        """Whether something may still be sent from it."""
-        return lane in self._lanes
 
     async def answer(self, frame: bytes) -> None:
         """Add an answer to something that the client asked, waiting for room."""
@@ -145,11 +144,20 @@ class Outbox:
                 if lane.waiting:
                     item = lane.waiting.popleft()
                     if lane.has_ended and not lane.waiting:
-                        self._lanes.remove(lane)
+                        self._remove(lane)
                     return self._taken(item if isinstance(item, bytes) else lane.encode(item))
             if self._close is not None:
                 return self._close
             await self._changed.wait()
+
+    @property
+    def is_closing(self) -> bool:
+        return self._close is not None
+
+    def _remove(self, lane: Lane) -> None:
+        if lane.is_open:
+            lane.is_open = False
+            self._lanes.remove(lane)
 
     def _taken(self, frame: bytes) -> bytes:
         self._notify()

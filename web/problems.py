@@ -26,7 +26,7 @@ from callboard.runtime.core.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["RETRY_AFTER_SECONDS", "Refusal", "internal_error", "of_error", "of_http_exception"]
+__all__ = ["RETRY_AFTER_SECONDS", "Refusal", "in_words", "internal_error", "of_error", "of_http_exception"]
 
 RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when nothing better is known: the store is away, or the app restarts."""
@@ -40,6 +40,19 @@ _FIXED: Final[dict[type[CallboardError], str]] = {
     ShuttingDown: "This server takes no new work. Repeat the request; it is safe.",
 }
 """Errors whose own text is not for clients."""
+
+
+def in_words(error: Exception) -> tuple[str, str]:
+    """The kind and the detail of a refusal, for where no response is sent: an error message on a websocket.
+
+    Of a bug, and of an error that only the app's author can mend, clients hear the same fixed sentence as over HTTP.
+    """
+    if isinstance(error, CallboardError) and (error.http_status < 500 or error.retry_helps):
+        kind = error.kind if isinstance(error, Refusal) else _kebab(type(error).__name__)
+        return kind, next((text for known, text in _FIXED.items() if isinstance(error, known)), str(error))
+    if isinstance(error, HTTPException):
+        return _kebab(type(error).__name__), error.description or error.name
+    return "internal-error", "Something went wrong on the server. It has been logged."
 
 
 _PATH_SIGNS: Final = "/:@!$&'()*+,;=~"
