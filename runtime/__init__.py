@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from callboard.runtime.core.job import Failure, Job, Progress, Request, Status
     from callboard.runtime.core.store import JobFilter, Page
     from callboard.runtime.failure import JobFailed, Retry
+    from callboard.runtime.feed import Feed, Missed
     from callboard.runtime.handlers import Handler, Handlers
     from callboard.runtime.queues import Queue
     from callboard.runtime.rates import Stats
@@ -48,6 +49,7 @@ __all__ = [
     "Event",
     "ExceptionInfo",
     "Failure",
+    "Feed",
     "FieldError",
     "Handler",
     "HandlerError",
@@ -63,6 +65,7 @@ __all__ = [
     "JobNotFound",
     "KeyReused",
     "LogEntry",
+    "Missed",
     "Page",
     "Params",
     "Progress",
@@ -109,6 +112,7 @@ _HOMES = {
     "callboard.runtime.core.job": ("Failure", "Job", "Progress", "Request", "Status"),
     "callboard.runtime.core.store": ("JobFilter", "Page"),
     "callboard.runtime.failure": ("JobFailed", "Retry"),
+    "callboard.runtime.feed": ("Feed", "Missed"),
     "callboard.runtime.handlers": ("Handler", "Handlers"),
     "callboard.runtime.queues": ("Queue",),
     "callboard.runtime.rates": ("Stats",),

@@ -34,6 +34,7 @@ from callboard.runtime.core.store import Committed, Duplicate, Full, JobFilter, 
 from callboard.runtime.core.transition import accept
 from callboard.runtime.directory import Directory
 from callboard.runtime.dispatcher import Dispatcher
+from callboard.runtime.feed import Feed, MaySee, open_feed
 from callboard.runtime.handlers import Handler, Handlers
 from callboard.runtime.hub import Hub
 from callboard.runtime.ids import IdFactory, canonical, chosen_id
@@ -196,6 +197,25 @@ class Client:
             retry_seconds=self.config.poll_seconds,
             bounded=self._bounded,
         )
+
+    def feed(
+        self, where: JobFilter | None = None, *, may_see: MaySee | None = None
+    ) -> AbstractAsyncContextManager[Feed]:
+        """Follow all jobs that fit, new ones and changes from now on: ``async with runtime.feed(JobFilter(...)) as items: ...``.
+
+        Yields ``Snapshot | Event | Missed``: of each job a snapshot or its birth first, then every event; a job that no longer fits
+        gets one last event. ``may_see(job)`` is asked once for each job. Entering raises StoreUnavailable, ShuttingDown;
+        iterating raises ShuttingDown when the runtime drains.
+        """
+        feed = Feed(
+            where or JobFilter(),
+            self._store,
+            now_ms=self._clock.now_ms,
+            retry_seconds=self.config.poll_seconds,
+            bounded=self._bounded,
+            may_see=may_see,
+        )
+        return open_feed(self._hub, feed, self.config.max_subscriber_events)
 
     async def cancel(self, job_id: str) -> Job:
         """Ask the job to end. Returns when that is stored: the job is Canceled, or still InProgress with ``cancel_requested``.

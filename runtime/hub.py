@@ -20,6 +20,8 @@ class Subscription:
         self._events: deque[Event] = deque()
         self._wake = trio.Event()
         self._lagged = False
+        self.has_lost_news = False
+        """Events may be missing that were never offered; whoever minds takes this back."""
         self.closed = trio.Event()
         """Set when the runtime drains."""
 
@@ -109,6 +111,7 @@ class Hub:
     def lag_all(self) -> None:
         """Part of the news is gone: everybody rereads."""
         for subscription in self._all():
+            subscription.has_lost_news = True
             subscription.lag()
 
     def close(self) -> None:

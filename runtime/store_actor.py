@@ -187,6 +187,19 @@ class StoreActor:
         self._reads.put((job_id, reply))
         return await reply.get()
 
+    async def get_many(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
+        """In the same order; None also for a record that cannot be read."""
+        replies: dict[str, Reply[Job | None]] = {job_id: Reply() for job_id in job_ids}
+        for question in replies.items():
+            self._reads.put(question)
+        jobs: list[Job | None] = []
+        for reply in replies.values():
+            try:
+                jobs.append(await reply.get())
+            except StoreRefused:
+                jobs.append(None)
+        return jobs
+
     async def list(self, where: JobFilter, cursor: str | None, limit: int) -> Page:
         return await self._ask(self._reads, lambda: self._store.list(where, cursor=cursor, limit=limit))
 

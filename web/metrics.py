@@ -23,7 +23,11 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._snapshot = _Snapshot()
         self._registry.register(self._snapshot)
-        self._streams = Gauge("callboard_streams", "Open websocket streams of this process.", registry=self._registry)
+        self._streams = Gauge(
+            "callboard_streams",
+            "Open streams of this process: websockets and Server-Sent Events.",
+            registry=self._registry,
+        )
         self._refused = Counter(
             "callboard_refused", "Submissions refused because the queue was full.", ["name"], registry=self._registry
         )

@@ -14,10 +14,12 @@ from callboard.web.answers import guarded, json_answer, json_bytes
 from callboard.web.jobs import JobRoutes, Route
 from callboard.web.limits import ENDPOINT_PREFIX, MAPPED_PREFIX
 from callboard.web.mapping import Mapping, make_view
+from callboard.web.multistream import make_multistream_view
 from callboard.web.openapi import openapi_document
 from callboard.web.operating import OperatingRoutes
 from callboard.web.problems import Refusal
 from callboard.web.responses import Responses
+from callboard.web.sse import make_events_view
 from callboard.web.ui import make_ui_view
 from callboard.web.websocket import make_stream_view, unknown_socket
 
@@ -42,6 +44,7 @@ def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
     routes = [
         *JobRoutes(board).routes(),
         *OperatingRoutes(board).routes(),
+        Route("GET", "/<job_id>/events", make_events_view(board)),
         Route("GET", "/metrics", _metrics_view(board)),
         Route("GET", "/openapi.json", _openapi_view(board)),
         Route("GET", "/ui", make_ui_view(board)),
@@ -60,6 +63,7 @@ def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
         rule.provide_automatic_options = False
         app.url_map.add(rule)
         app.endpoint(endpoint)(unknown)
+    _add(app, f"{board.prefix}/stream", "streams", guarded(websocket, make_multistream_view(board)), websocket=True)
     stream = guarded(websocket, make_stream_view(board))
     _add(app, f"{board.prefix}/<job_id>/stream", "stream", stream, websocket=True)
     _add(app, f"{board.prefix}/<path:rest>", "unknown socket", guarded(websocket, unknown_socket), websocket=True)

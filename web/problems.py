@@ -27,7 +27,7 @@ from callboard.runtime.core.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refusal", "answer", "describe"]
+__all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refusal", "answer", "describe", "in_words"]
 
 RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when nothing better is known: the store is away, or the app restarts."""
@@ -95,6 +95,12 @@ def describe(error: Exception, request: BaseRequestWebsocket, *, retry_after_sec
         return _problem(request, error.code or 500, kind, error.name, error.description or error.name, kept, {})
     detail = "Something went wrong on the server. It has been logged."
     return _problem(request, 500, "internal-error", HTTPStatus(500).phrase, detail, {}, {})
+
+
+def in_words(error: Exception, request: BaseRequestWebsocket) -> tuple[str, str]:
+    """The kind and the detail of a refusal, for where no response is sent: an error message on a websocket."""
+    told = describe(error, request).body
+    return told["type"].rpartition(":")[2], told["detail"]
 
 
 def answer(problem: Problem, request: BaseRequestWebsocket) -> Response:

@@ -140,7 +140,7 @@ def _changed_fields(event: Event, place: Place) -> dict[str, Raw]:
 
 def _links(job_id: str, status: Status, location: str | None, place: Place) -> Raw:
     own = place.job(job_id)
-    links = {"self": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream"}
+    links = {"self": own, "cancel": f"{own}/cancel", "events": f"{own}/events", "stream": f"{own}/stream"}
     if status is Status.COMPLETED:
         links["result"] = f"{own}/result"
         if location:

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 import trio
-from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 from hypercorn.utils import LifespanFailureError
 from quart_trio import QuartTrio
@@ -25,6 +24,7 @@ from quart_trio import QuartTrio
 from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
 from callboard.web.board import Callboard
+from callboard.web.hypercorn_fixes import SILENT_SECONDS, ServeConfig, fix
 
 __all__ = ["board_of", "run", "serve"]
 
@@ -71,9 +71,15 @@ async def serve(
     *,
     bind: str,
     signals: AsyncIterator[int],
+    ping_seconds: float = PING_SECONDS,
+    silent_seconds: float = SILENT_SECONDS,
     task_status: trio.TaskStatus[Sequence[str]] = trio.TASK_STATUS_IGNORED,
 ) -> int:
-    """Serve until ``signals`` yields or the runtime dies; ``task_status`` gets the bound URLs. Returns the exit code."""
+    """Serve until ``signals`` yields or the runtime dies; ``task_status`` gets the bound URLs. Returns the exit code.
+
+    Websockets are pinged every ``ping_seconds``; a peer that says nothing for ``silent_seconds`` is dropped.
+    """
+    fix()
     board.has_launcher = True
     _warn_if_open(board, bind)
     watchdog = Watchdog()
@@ -81,7 +87,8 @@ async def serve(
     try:
         async with trio.open_nursery() as nursery:
             stop = trio.Event()
-            start = partial(hypercorn_serve, app, _hypercorn_config(bind), shutdown_trigger=stop.wait)
+            config = _hypercorn_config(bind, ping_seconds, silent_seconds)
+            start = partial(hypercorn_serve, app, config, shutdown_trigger=stop.wait)
             urls = await nursery.start(_until_served, start, nursery.cancel_scope)
             await board.wait_started()
             for url in urls:
@@ -161,11 +168,12 @@ async def _stop_on_death(board: Callboard, stop: trio.Event, watchdog: Watchdog)
     stop.set()
 
 
-def _hypercorn_config(bind: str) -> HypercornConfig:
-    config = HypercornConfig()
+def _hypercorn_config(bind: str, ping_seconds: float, silent_seconds: float) -> ServeConfig:
+    config = ServeConfig()
     config.bind = [bind]
     config.graceful_timeout = GRACEFUL_SECONDS
-    config.websocket_ping_interval = PING_SECONDS
+    config.websocket_ping_interval = ping_seconds
+    config.silent_seconds = silent_seconds
     config.alpn_protocols = ["http/1.1"]
     config.loglevel = "WARNING"
     return config

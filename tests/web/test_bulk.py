@@ -95,7 +95,8 @@ async def test_a_request_is_one_commit(open_site: OpenSite, store_url: str) -> N
     assert store.births == [1, 250, 500, 2]
 
 
-async def test_a_refused_line_harms_no_other(site: Site) -> None:
+async def test_a_refused_line_harms_no_other(open_site: OpenSite) -> None:
+    site = await open_site(config=replace(CONFIG, max_bulk_body_bytes=100_000))
     lines = b"\n".join(
         [
             b'{"itemName": "a"}',

@@ -1,4 +1,4 @@
-"""Many jobs over a websocket, carried out as a request inside the app. The socket here is a small route of the test's own."""
+"""Many jobs over the many-job websocket, carried out as a request inside the app."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +17,6 @@ from trio_websocket import WebSocketConnection, wrap_client_stream
 from callboard.runtime import JobContext
 from callboard.stores.opening import open_store
 from callboard.web import Callboard
-from callboard.web.bulk import submit_inside
 
 
 def socket_app(board: Callboard, gates: Gates) -> QuartTrio:
@@ -55,20 +54,11 @@ def socket_app(board: Callboard, gates: Gates) -> QuartTrio:
     @board.post("/api/broken", name="Broken", decorators=[broken])
     async def on_broken(job: JobContext, body: int) -> None: ...
 
-    @app.websocket("/bulk")
-    async def bulk() -> None:
-        await websocket.accept()
-        while True:
-            message = msgspec.json.decode(await websocket.receive())
-            answer = await submit_inside(board, websocket, message)
-            assert has_websocket_context()
-            await websocket.send(msgspec.json.encode(answer).decode())
-
     return app
 
 
 @asynccontextmanager
-async def bulk_socket(site: Site, path: str = "/bulk", **headers: str) -> AsyncIterator[WebSocketConnection]:
+async def bulk_socket(site: Site, path: str = "/jobs/stream", **headers: str) -> AsyncIterator[WebSocketConnection]:
     host, _, port = site.url.removeprefix("http://").partition(":")
     async with await trio.open_tcp_stream(host, int(port)) as stream, trio.open_nursery() as nursery:
         extra = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
@@ -158,10 +148,10 @@ async def test_all_accepted_is_202_and_a_key_makes_repeats_safe(open_site: OpenS
         ({"path": "/jobs"}, "not-found"),
         ({"path": "/api/void"}, "unsupported-media-type"),
         ({"path": "/api/crash", "method": "PUT"}, "unsupported-media-type"),
-        ({"jobs": ["x" * 10_000, "x" * 10_000, "x" * 10_000]}, "content-too-large"),
+        ({"jobs": ["x" * 9_000] * 3}, "content-too-large"),
         ({"path": "/api/broken"}, "internal-error"),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:40],
 )
 async def test_a_message_that_cannot_be_carried_out_is_an_error(
     open_site: OpenSite, message: dict[str, Any], code: str, caplog: pytest.LogCaptureFixture
@@ -203,7 +193,7 @@ async def test_what_the_app_refuses_is_an_error_with_its_status(open_site: OpenS
 
 async def test_paths_are_those_that_the_client_sees(open_site: OpenSite) -> None:
     site = await open_site(make_app=socket_app, root_path="/shop")
-    async with bulk_socket(site, "/shop/bulk") as socket:
+    async with bulk_socket(site, "/shop/jobs/stream") as socket:
         answer = await say(socket, path="/shop/api/orders", jobs=[{"itemName": "a"}])
         assert answer["jobs"][0]["job"]["links"]["self"].startswith("/shop/jobs/")
         assert (await say(socket, path="/api/orders", jobs=[{"itemName": "a"}]))["code"] == "not-found"

@@ -88,6 +88,7 @@ def test_references_honour_prefix_and_root_path() -> None:
     assert links == {
         "self": own,
         "cancel": f"{own}/cancel",
+        "events": f"{own}/events",
         "stream": f"{own}/stream",
         "result": f"{own}/result",
         "location": "/shop/orders/5",

@@ -46,7 +46,7 @@ async def test_accepted_is_202_with_the_document_and_its_headers(site: Site) -> 
     ] * 6
     assert job["cancelRequested"] is False
     own = f"/jobs/{job['id']}"
-    assert job["links"] == {"self": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream"}
+    assert job["links"] == {"self": own, **{what: f"{own}/{what}" for what in ("cancel", "events", "stream")}}
 
     ended = await site.ended(job["id"])
     assert list(ended) == FIELDS

@@ -28,6 +28,7 @@ CONFIG = Config(
     store_timeout_seconds=2,
     progress_interval_seconds=0.01,
     max_body_bytes=10_000,
+    max_bulk_body_bytes=10_000,
     max_wait_seconds=5,
 )
 
