@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, ParamSpec
+from urllib.parse import quote
 
 import msgspec
 from quart import Request, Response, current_app
@@ -37,7 +38,7 @@ P = ParamSpec("P")
 
 def place_of(request: BaseRequestWebsocket, prefix: str) -> Place:
     """Where this client sees the job routes."""
-    return Place(request.root_path.rstrip("/"), prefix)
+    return Place(quote(request.root_path.rstrip("/"), errors="replace"), quote(prefix))
 
 
 def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
