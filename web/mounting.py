@@ -37,7 +37,7 @@ class _Rest(BaseConverter):
     """Whatever follows the prefix, slashes at its beginning too: Werkzeug would answer a doubled one with a page of its own."""
 
     part_isolating = False
-    regex = ".*?"
+    regex = r"[\s\S]*?"
     weight = 1000
 
 
