@@ -161,18 +161,18 @@ TAG_FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "status"), TAG_FORMS)
-async def test_if_none_match_in_every_form(site: Site, form: str, status: int) -> None:
-    job = await site.submit(Prefer="wait=5")
-    path = f"/jobs/{job['id']}"
-    tag = (await site.http.get(path)).headers["etag"]
-    text = form.replace("%sx", tag[:-1] + 'x"').replace("%s", tag)
-    answer = await site.http.get(path, headers={"If-None-Match": text})
-    assert answer.status_code == status
-    assert answer.headers["etag"] == tag
-    if status == 304:
-        assert answer.content == b"" and "content-type" not in answer.headers
-        assert answer.headers["cache-control"] == "private, no-cache"
+async def test_if_none_match_in_every_form(site: Site) -> None:
+    for form, status in TAG_FORMS:
+        job = await site.submit(Prefer="wait=5")
+        path = f"/jobs/{job['id']}"
+        tag = (await site.http.get(path)).headers["etag"]
+        text = form.replace("%sx", tag[:-1] + 'x"').replace("%s", tag)
+        answer = await site.http.get(path, headers={"If-None-Match": text})
+        assert answer.status_code == status
+        assert answer.headers["etag"] == tag
+        if status == 304:
+            assert answer.content == b"" and "content-type" not in answer.headers
+            assert answer.headers["cache-control"] == "private, no-cache"
 
 
 async def test_several_lines_of_if_none_match_are_one_list(site: Site) -> None:
