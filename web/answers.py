@@ -73,7 +73,7 @@ def json_bytes(value: Any) -> bytes:
 def noted(error: CallboardError | HTTPException, source: BaseRequestWebsocket) -> None:
     """Log what is the app's fault or ours; what is the caller's or the world's is no news."""
     if isinstance(error, CallboardError) and error.http_status >= 500 and not error.retry_helps:
-        logger.error("%s %s: %s", source.method, source.path, error, exc_info=error)
+        logger.error("%s %s: %s", source.method, problems.instance_of(source), error, exc_info=error)
 
 
 def retry_after_seconds(error: Exception) -> int | None:
@@ -107,7 +107,7 @@ def guarded(
             noted(error, source)
         except Exception as error:
             caught = error
-            logger.error("%s %s failed", source.method, source.path, exc_info=error)
+            logger.error("%s %s failed", source.method, problems.instance_of(source), exc_info=error)
         return await _refusal(source._get_current_object(), caught, responses)
 
     return answer
