@@ -54,7 +54,7 @@ async def test_retry_after_follows_the_rate_at_which_the_queue_drains(open_site:
 
     async def is_idle() -> bool:
         jobs = (await site.http.get("/jobs?queue=paced&status=Queued&status=InProgress")).json()["jobs"]
-        return jobs == []
+        return not jobs
 
     await patient(is_idle)
     await trio.sleep(2)
@@ -92,7 +92,7 @@ async def fill(site: Site, count: int) -> list[httpx.Response]:
 
 async def until_empty(site: Site) -> None:
     async def is_empty() -> bool:
-        return (await site.http.get("/jobs")).json()["jobs"] == []
+        return not (await site.http.get("/jobs")).json()["jobs"]
 
     await patient(is_empty)
 

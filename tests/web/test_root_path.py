@@ -128,7 +128,8 @@ def forwarded_app(board: Callboard, gates: Gates) -> QuartTrio:
 
     async def middleware(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            return await inner(scope, receive, send)
+            await inner(scope, receive, send)
+            return
         prefix = dict(scope["headers"]).get(b"x-forwarded-prefix", b"").decode()
         await inner({**scope, "root_path": prefix, "path": prefix + scope["path"]}, receive, send)
 

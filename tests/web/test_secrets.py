@@ -44,7 +44,8 @@ def talking_app(board: Callboard, gates: Gates) -> QuartTrio:
 async def lives(site: Site) -> list[dict[str, Any]]:
     """Jobs that complete, fail, are refused and repeated, all with secrets; the documents."""
     documents = []
-    for body in ({}, {"fail": True}):
+    bodies: list[dict[str, bool]] = [{}, {"fail": True}]
+    for body in bodies:
         for extra in ({}, {"Idempotency-Key": "k" + str(body)}, {"X-Async-Request-Id": str(uuid.uuid4())}):
             for _ in range(2):
                 headers = [*HEADERS, *extra.items(), ("Prefer", "wait=5"), ("X-Kept", "kept")]
@@ -52,7 +53,7 @@ async def lives(site: Site) -> list[dict[str, Any]]:
                 assert answer.status_code == 200, answer.text
                 assert SECRET not in answer.text + str(answer.headers)
                 documents.append(answer.json())
-    for method, path, body in [
+    for method, path, sent in [
         ("POST", "/api/seen", []),
         ("POST", "/api/orders", {"itemName": 5}),
         ("GET", "/jobs/none", None),
@@ -60,7 +61,7 @@ async def lives(site: Site) -> list[dict[str, Any]]:
         ("PUT", "/jobs/metrics", None),
         ("GET", "/jobs/x/y", None),
     ]:
-        answer = await site.http.request(method, path + QUERY, json=body, headers=HEADERS)
+        answer = await site.http.request(method, path + QUERY, json=sent, headers=HEADERS)
         assert SECRET not in answer.text + str(answer.headers)
     return documents
 
