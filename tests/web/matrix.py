@@ -4,6 +4,7 @@ when a route is mounted that has no row here.
 The callers: ``ann`` owns the job that a request is about, ``bob`` does not, ``carol`` is an operator, and ``None`` has no name.
 """
 
+import re
 from typing import Any, Literal
 
 import httpx
@@ -117,7 +118,7 @@ async def make_job(site: Site, kind: str, headers: dict[str, str]) -> str:
 
 def target(row: Row, job_id: str) -> str:
     """What a client asks for."""
-    path = row.path.replace("<job_id>", job_id).replace("<queue>", "default")
+    path = re.sub(r"<(?:\w+:)?queue>", "default", row.path.replace("<job_id>", job_id))
     return ("" if row.mapped else "/jobs") + path + row.query
 
 
