@@ -50,9 +50,9 @@ class Access:
         self.allowed_origins = frozenset(_origin(origin) for origin in allowed_origins)
 
     async def caller(self, request: BaseRequestWebsocket) -> str | None:
-        """The caller's name by ``identify``; None without the hook. Asked once a request or handshake, which do not change.
+        """The caller's name by ``identify``; None without the hook. Raises ConfigError for what is no name.
 
-        Raises ConfigError for what is no name.
+        Asked once a request. A websocket lives long: there it is asked anew each time, since a name may lose its worth meanwhile.
         """
         if self.identify is None:
             return None
@@ -62,6 +62,8 @@ class Access:
             name = await _result(self.identify(request))
             if name is not None and not isinstance(name, str):
                 raise ConfigError(f"identify gave a {type(name).__name__}: give the caller's name as a text, or None")
+            if scope["type"] != "http":
+                return name
             scope[known] = name
         found: str | None = scope[known]
         return found
