@@ -56,6 +56,11 @@ class Row(Struct, frozen=True, kw_only=True):
     def is_operators(self) -> bool:
         return self.action in OPERATORS_ACTIONS
 
+    @property
+    def asks_who(self) -> bool:
+        """Whether the answer depends on the caller's name where no ``authorize`` is."""
+        return bool(self.of_job) or self.action == "submit" or (self.action == "list" and not self.path)
+
 
 ROWS = (
     Row(method="POST", path="/api/orders", action="submit", status=202, body={"itemName": "x"}, mapped=True),
@@ -89,11 +94,11 @@ def identify(request: Any) -> str | None:
 
 
 def authorize(request: Any, action: str, job: Job | None) -> bool:
-    """Operators may do everything, the others what is their own."""
+    """Operators may do everything, the others what is no operator's and, where a job is meant, with their own."""
     caller = identify(request)
     if caller == "carol":
         return True
-    return action not in OPERATORS_ACTIONS if job is None else (caller is not None and job.owner == caller)
+    return action not in OPERATORS_ACTIONS and (job is None or (caller is not None and job.owner == caller))
 
 
 def who(caller: str | None) -> dict[str, str]:
