@@ -66,7 +66,7 @@ class Config(Struct, frozen=True, kw_only=True):
     unstored_headers: tuple[str, ...] = ()
     """Request headers not to store, besides Authorization, Cookie, Proxy-Authorization, X-Api-Key and X-Auth-Token."""
     redact_query: tuple[str, ...] = ()
-    """Query parameters not to store."""
+    """Query parameters not to store, in any case. Handlers do not see them, and no digest is made of them."""
 
     def __post_init__(self) -> None:
         for name, low in _INTEGERS.items():

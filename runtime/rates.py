@@ -12,7 +12,7 @@ from callboard.runtime.core.job import Status
 __all__ = ["Rates", "Stats"]
 
 WINDOW = 64
-"""Ends of jobs that the rate of a queue is taken from."""
+"""Ends of jobs that the pace of a queue is taken from."""
 MAX_RETRY_AFTER = 60
 MAX_QUEUES = 1000
 """Queues that are remembered; the rest get the default answer."""
@@ -34,12 +34,42 @@ class Stats(Struct, frozen=True, kw_only=True):
     subscribers: int
 
 
+class _Pace:
+    """How fast one queue drains while it has something to do: idle time says nothing about it."""
+
+    def __init__(self) -> None:
+        self._live = 0
+        self._marks: deque[float] = deque(maxlen=WINDOW + 1)
+        self._before = 0.0
+
+    def note_start(self, now: float) -> None:
+        """One more job is there."""
+        self._live += 1
+        if not self._marks:
+            self._marks.append(now)
+
+    def note_end(self, now: float) -> None:
+        """A job has ended. It may be one whose start was not seen here."""
+        self._live = max(0, self._live - 1)
+        self._marks.append(now)
+        if self._live == 0 and len(self._marks) > 1:
+            self._before = self.seconds(now)
+            self._marks.clear()
+
+    def seconds(self, now: float) -> float:
+        """Seconds from one end to the next; while none is known yet, how long there was none."""
+        marks = self._marks
+        if len(marks) > 1:
+            return (now - marks[0]) / (len(marks) - 1)
+        return max(self._before, now - marks[0] if marks else 0.0)
+
+
 class Rates:
     """Fed with every event that was committed here or elsewhere."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._ends: dict[str, deque[float]] = {}
+        self._paces: dict[str, _Pace] = {}
         self.submitted: Counter[str] = Counter()
         self.finished: Counter[tuple[str, str]] = Counter()
         self.retried: Counter[str] = Counter()
@@ -51,21 +81,22 @@ class Rates:
                 continue
             if event.since == 0:
                 self.submitted[event.name] += 1
+                if (pace := self._pace(event.queue)) is not None:
+                    pace.note_start(self._now())
             elif event.is_terminal:
                 self.finished[event.name, event.status] += 1
-                self._note_end(event.queue)
+                if (pace := self._pace(event.queue)) is not None:
+                    pace.note_end(self._now())
             elif event.status == Status.SCHEDULED:
                 self.retried[event.name] += 1
 
     def retry_after_seconds(self, queue: str) -> int:
         """Whole seconds, 1..60, until the queue will probably have ended another job."""
-        ends = self._ends.get(queue)
-        if not ends or len(ends) < 2:
-            return 1
-        seconds = (self._now() - ends[0]) / (len(ends) - 1)
+        pace = self._paces.get(queue)
+        seconds = 0 if pace is None else pace.seconds(self._now())
         return min(MAX_RETRY_AFTER, max(1, math.ceil(seconds)))
 
-    def _note_end(self, queue: str) -> None:
-        if queue not in self._ends and len(self._ends) >= MAX_QUEUES:
-            return
-        self._ends.setdefault(queue, deque(maxlen=WINDOW)).append(self._now())
+    def _pace(self, queue: str) -> _Pace | None:
+        if queue not in self._paces and len(self._paces) >= MAX_QUEUES:
+            return None
+        return self._paces.setdefault(queue, _Pace())

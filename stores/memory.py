@@ -129,7 +129,7 @@ class MemoryDatabase:
             self.position += 1
             self.feed.append(_Fed(self.position, origin, event))
         while len(self.feed) > _FEED_EVENTS:
-            self.forgotten = self.feed.popleft().position
+            self.forgotten = max(self.forgotten, self.feed.popleft().position)
         self.wake(origin)
 
     def wake(self, origin: int) -> None:
@@ -147,6 +147,14 @@ class MemoryDatabase:
             del self.keys[job.key]
         if len(self.serials) > 2 * len(self.records) + 64:
             self.serials = list(self.records)
+
+    def forget(self, job_ids: set[str]) -> None:
+        """Drop what the feed holds of jobs that were removed; who has not seen it yet is told that something is missing."""
+        kept = deque(fed for fed in self.feed if fed.event.job_id not in job_ids)
+        if len(kept) < len(self.feed):
+            dropped = (fed.position for fed in reversed(self.feed) if fed.event.job_id in job_ids)
+            self.forgotten = max(self.forgotten, next(dropped))
+            self.feed = kept
 
     def promote(self, now_ms: int) -> None:
         """Let the jobs that have fallen due join the ready ones."""
@@ -244,11 +252,13 @@ class MemoryStore:
 
     async def prune(self, *, ended_before_ms: int, limit: int) -> int:
         database = await self._connected()
-        removed = 0
-        while removed < limit and (first := database.ended.first()) is not None and first[0] < ended_before_ms:
-            database.remove(database.records[first[1]])
-            removed += 1
-        return removed
+        removed: set[str] = set()
+        while len(removed) < limit and (first := database.ended.first()) is not None and first[0] < ended_before_ms:
+            record = database.records[first[1]]
+            database.remove(record)
+            removed.add(record.job.id)
+        database.forget(removed)
+        return len(removed)
 
     async def set_paused(self, queue: str, paused: bool) -> bool:
         database = await self._connected()
@@ -369,6 +379,7 @@ class MemoryStore:
         if record is None or not is_same(record.job, item.expected):
             return Conflict(None if record is None else record.job)
         self._shared.remove(record)
+        self._shared.forget({record.job.id})
         return Committed(record.job, ())
 
     def _full(self, item: Write, *, joins: bool) -> Full | None:

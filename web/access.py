@@ -2,15 +2,18 @@
 
 an app that identifies its callers and brings no ``authorize`` gets the obvious rule, everyone sees their own jobs, and nobody is an
 operator: to be named is not enough to inspect tracebacks or to pause a queue.
+
+A hook that fails, or answers what it may not, allows nothing: the client gets a bare 500 and the log says why.
 """
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Literal
 
 from quart.wrappers.base import BaseRequestWebsocket
 
-from callboard.runtime.core.errors import JobNotFound
+from callboard.runtime.core.errors import ConfigError, JobNotFound
 from callboard.runtime.core.job import Job
 from callboard.web.problems import Refusal
 
@@ -31,6 +34,10 @@ Authorize = Callable[[Any, str, Job | None], bool | Awaitable[bool]]
 NAMELESS: Final = ""
 """Owner of the jobs of callers whom ``identify`` does not name."""
 
+_ORIGIN: Final = re.compile(r"(https?)://([^/?#@\s]+)", re.ASCII)
+"""What a page of a website sends. Source: RFC 6454, section 7; browsers send ``null`` for a page that has none to tell."""
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+
 
 class Access:
     """The hooks of one app. A plain hook is called in the event loop: it must not block."""
@@ -40,11 +47,26 @@ class Access:
     ) -> None:
         self.authorize = authorize
         self.identify = identify
-        self.allowed_origins = frozenset(origin.rstrip("/").lower() for origin in allowed_origins)
+        self.allowed_origins = frozenset(_origin(origin) for origin in allowed_origins)
 
     async def caller(self, request: BaseRequestWebsocket) -> str | None:
-        """The caller's name by ``identify``; None without the hook."""
-        return None if self.identify is None else await _result(self.identify(request))
+        """The caller's name by ``identify``; None without the hook. Raises ConfigError for what is no name.
+
+        Asked once a request. A websocket lives long: there it is asked anew each time, since a name may lose its worth meanwhile.
+        """
+        if self.identify is None:
+            return None
+        scope: Any = request.scope
+        known = f"callboard.caller {id(self)}"
+        if known not in scope:
+            name = await _result(self.identify(request))
+            if name is not None and not isinstance(name, str):
+                raise ConfigError(f"identify gave a {type(name).__name__}: give the caller's name as a text, or None")
+            if scope["type"] != "http":
+                return name
+            scope[known] = name
+        found: str | None = scope[known]
+        return found
 
     async def owner(self, request: BaseRequestWebsocket) -> str | None:
         """As whose the caller's jobs are stored and listed; None where a list is not bound to an owner.
@@ -59,7 +81,11 @@ class Access:
     async def allows(self, request: BaseRequestWebsocket, action: Action, job: Job | None = None) -> bool:
         """Whether the caller may do ``action``, with ``job`` where one is meant."""
         if self.authorize is not None:
-            return bool(await _result(self.authorize(request, action, job)))
+            answer = await _result(self.authorize(request, action, job))
+            if answer is not None and not isinstance(answer, bool):
+                # A refusal that the hook wrote as a text or a response would be true.
+                raise ConfigError(f"authorize gave a {type(answer).__name__} for {action!r}: give True or False")
+            return bool(answer)
         if self.identify is None:
             return True
         if action in OPERATORS:
@@ -79,16 +105,26 @@ class Access:
         """Raises Refusal (403) for a page of another site that is not among ``allowed_origins``.
 
         A request without ``Origin`` comes from no page. The app's own origin is known by the Host header, whatever the scheme:
-        a proxy that ends TLS hides it.
+        a proxy that ends TLS hides it. What a proxy says in headers of its own does not count: anyone could send them.
         """
-        origin = request.headers.get("Origin")
-        if origin is None or "*" in self.allowed_origins:
+        if "*" in self.allowed_origins:
             return
-        origin = origin.rstrip("/").lower()
-        if origin in self.allowed_origins:
-            return
-        if origin.partition("://")[2] != request.host.lower():
-            raise Refusal(403, "foreign-origin", "Pages of that origin may not do this; see allowed_origins.")
+        host = request.headers.get("Host", "").lower()
+        for text in request.headers.getlist("Origin"):
+            origin = _origin(text)
+            if origin not in self.allowed_origins and not _is_of_host(origin, host):
+                raise Refusal(403, "foreign-origin", "Pages of that origin may not do this; see allowed_origins.")
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it: in small letters, without a slash at the end and without its scheme's own port."""
+    origin = text.strip().rstrip("/").lower()
+    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition(":")[0], "/"))
+
+
+def _is_of_host(origin: str, host: str) -> bool:
+    found = _ORIGIN.fullmatch(origin)
+    return found is not None and found[2] == host.removesuffix(_DEFAULT_PORTS[found[1]])
 
 
 async def _result(value: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, ParamSpec
+from urllib.parse import quote
 
 import msgspec
 from quart import Request, Response, current_app
@@ -37,7 +38,7 @@ P = ParamSpec("P")
 
 def place_of(request: BaseRequestWebsocket, prefix: str) -> Place:
     """Where this client sees the job routes."""
-    return Place(request.root_path.rstrip("/"), prefix)
+    return Place(quote(request.root_path.rstrip("/"), errors="replace"), quote(prefix))
 
 
 def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -72,7 +73,7 @@ def json_bytes(value: Any) -> bytes:
 def noted(error: CallboardError | HTTPException, source: BaseRequestWebsocket) -> None:
     """Log what is the app's fault or ours; what is the caller's or the world's is no news."""
     if isinstance(error, CallboardError) and error.http_status >= 500 and not error.retry_helps:
-        logger.error("%s %s: %s", source.method, source.path, error, exc_info=error)
+        logger.error("%s %s: %s", source.method, problems.instance_of(source), error, exc_info=error)
 
 
 def retry_after_seconds(error: Exception) -> int | None:
@@ -106,7 +107,7 @@ def guarded(
             noted(error, source)
         except Exception as error:
             caught = error
-            logger.error("%s %s failed", source.method, source.path, exc_info=error)
+            logger.error("%s %s failed", source.method, problems.instance_of(source), exc_info=error)
         return await _refusal(source._get_current_object(), caught, responses)
 
     return answer

@@ -307,6 +307,13 @@ def _is_cancellation(error: BaseException) -> bool:
 
 def _checked_prefix(prefix: str) -> str:
     trimmed = prefix.rstrip("/")
-    if not trimmed.startswith("/") or any(sign in trimmed for sign in "<>?#"):
+    parts = trimmed.split("/")
+    if (
+        parts[0]
+        or not trimmed
+        or not all(parts[1:])
+        or {".", ".."} & {*parts}
+        or any(sign in trimmed for sign in "<>?#%\\")
+    ):
         raise ConfigError(f"prefix is {prefix!r}: give a path of its own, such as '/jobs'")
     return trimmed

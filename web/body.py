@@ -4,29 +4,26 @@ from typing import Any
 
 from msgspec import Raw
 from quart import request
-from quart.wrappers.base import BaseRequestWebsocket
 
 from callboard.runtime.handlers import Handler
 from callboard.runtime.payload import decode
+from callboard.web import parsing
 from callboard.web.limits import is_too_large
 from callboard.web.problems import Refusal
 
-__all__ = ["decoded", "is_json", "read_body", "too_large"]
-
-
-def is_json(source: BaseRequestWebsocket) -> bool:
-    """Whether the request says that its body is JSON."""
-    kind: str = source.mimetype
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+__all__ = ["decoded", "read_body", "too_large"]
 
 
 async def read_body(max_bytes: int) -> bytes:
-    """The body of the current request. Raises Refusal (413) for a larger one."""
+    """The body of the current request. Raises Refusal: 413 for a larger one, 415 for one that is coded, as by gzip."""
     if (request.content_length or 0) > max_bytes:
         raise too_large("body", max_bytes)
     text: bytes = await request.get_data(cache=True, as_text=False, parse_form_data=False)
     if is_too_large(request) or len(text) > max_bytes:
         raise too_large("body", max_bytes)
+    if text and parsing.is_coded(request.headers.getlist("Content-Encoding")):
+        detail = "Send the body as it is, without a Content-Encoding."
+        raise Refusal(415, "unsupported-content-coding", detail, headers={"Accept-Encoding": "identity"})
     return text
 
 

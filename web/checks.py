@@ -14,6 +14,7 @@ from callboard.web.responses import Responses
 
 __all__ = ["check_mapping", "check_route", "checked_origins", "checked_responses", "require_hook"]
 
+_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@*\s]+/?", re.IGNORECASE | re.ASCII)
 _VARIABLE: Final = re.compile(r"<(?:([^:<>]+):)?[^:<>]+>")
 
 
@@ -40,10 +41,10 @@ def require_hook(option: str, hook: object) -> None:
 
 
 def checked_origins(origins: Iterable[str]) -> tuple[str, ...]:
-    """The origins. Raises ConfigError unless they are texts in a sequence."""
+    """The origins. Raises ConfigError unless they are texts in a sequence, each of a form that a browser could send."""
     if not isinstance(origins, str) and isinstance(origins, Iterable):
         listed = tuple(origins)
-        if all(isinstance(one, str) for one in listed):
+        if all(isinstance(one, str) and _ORIGIN.fullmatch(one) for one in listed):
             return listed
     raise ConfigError(f'allowed_origins is {origins!r}: give a list of origins, such as ["https://shop.example"]')
 

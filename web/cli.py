@@ -31,12 +31,14 @@ def main() -> None:
 @click.option(
     "--store", metavar="URL", help="Where the jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db."
 )
-def serve(target: str, bind: str, store: str | None) -> None:
+@click.option("--root-path", default="", metavar="PATH", help="Where a proxy shows the app, such as /shop.")
+def serve(target: str, bind: str, store: str | None, root_path: str) -> None:
     """Serve a Quart-Trio app with its jobs; SIGTERM and SIGINT let it drain.
 
     MODULE:APP is a module as seen from here, or a file, and the app's name in it: shop.main:app, examples/todo_api.py:app.
     """
     check_bind(bind)
+    root_path = checked_root_path(root_path)
     if store is not None:
         check_store(store)
     app = load_app(target)
@@ -47,7 +49,7 @@ def serve(target: str, bind: str, store: str | None) -> None:
         server.board_of(app)
     except ConfigError as error:
         raise _bad_target(str(error)) from error
-    code = server.run(app, bind=bind, store=store)
+    code = server.run(app, bind=bind, store=store, root_path=root_path)
     if code:
         click.echo(f"callboard: the server for {bind} ended with code {code}", err=True)
     sys.exit(code)
@@ -73,6 +75,14 @@ def check_bind(bind: str) -> None:
     host, colon, port = bind.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
         raise click.BadParameter(f"{bind!r} is no host:port; an example is 127.0.0.1:8000", param_hint="--bind")
+
+
+def checked_root_path(path: str) -> str:
+    """``path`` without a slash at its end. Raises BadParameter unless it is empty or a path."""
+    trimmed = path.rstrip("/")
+    if trimmed and (trimmed[0] != "/" or "//" in trimmed or any(sign in "?#%\\" or sign <= " " for sign in trimmed)):
+        raise click.BadParameter(f"{path!r} is no path; an example is /shop", param_hint="--root-path")
+    return trimmed
 
 
 def check_store(url: str) -> None:

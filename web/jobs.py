@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 from quart import Response, current_app, request
+from werkzeug.datastructures import ETags
+from werkzeug.http import parse_etags
 
 from callboard.runtime.core.errors import (
     InvalidRequest,
@@ -18,6 +20,7 @@ from callboard.runtime.core.store import JobFilter
 from callboard.web import parsing
 from callboard.web.answers import job_answer, json_answer, json_bytes, place_of, poll_after_seconds
 from callboard.web.cursors import seal, unseal
+from callboard.web.pages import full_page
 from callboard.web.problems import Refusal
 from callboard.web.render import Place, entity_tag, expires, job_document, job_fields, job_location
 from callboard.web.responses import StatusResponse, shaped
@@ -59,7 +62,7 @@ class JobRoutes:
 
     async def read(self, job_id: str) -> Response:
         """The document; held by ``wait``, 304 by ``If-None-Match``, 303 by ``redirect``."""
-        redirect = parsing.flag(request.args.get("redirect"), "redirect")
+        redirect = parsing.flag(_parameter("redirect"), "redirect")
         wait = self._wait_seconds()
         job = await self._job(job_id, "read")
         if wait is not None:
@@ -93,30 +96,34 @@ class JobRoutes:
     async def list(self) -> Response:
         """A page of the jobs that the caller may see, newest first."""
         await self._board.access.require(request, "list")
-        args = request.args
         where = JobFilter(
-            statuses=parsing.statuses(args.getlist("status")),
-            name=args.get("name"),
-            queue=args.get("queue"),
+            statuses=parsing.statuses(request.args.getlist("status")),
+            name=_parameter("name"),
+            queue=_parameter("queue"),
             owner=await self._board.access.owner(request),
         )
-        limit = parsing.limit(args.get("limit", "50"))
+        text = _parameter("limit")
+        limit = parsing.DEFAULT_LIMIT if text is None else parsing.limit(text)
+        sealed = _parameter("cursor")
         try:
-            cursor = None if "cursor" not in args else unseal(args["cursor"])
-            page = await self._board.runtime.list(where, cursor=cursor, limit=limit)
+            page = await full_page(
+                lambda cursor, count: self._board.runtime.list(where, cursor=cursor, limit=count),
+                lambda job: self._board.access.allows(request, "read", job),
+                cursor=None if sealed is None else unseal(sealed),
+                limit=limit,
+            )
         except ValueError:
             raise InvalidRequest("cursor is none that this list gave: begin again without it") from None
         place = place_of(request, self._board.prefix)
-        seen = [job for job in page.jobs if await self._board.access.allows(request, "read", job)]
         body = {
-            "jobs": [job_fields(job, place) for job in seen],
+            "jobs": [job_fields(job, place) for job in page.jobs],
             "next": None if page.next is None else seal(page.next),
         }
         return json_answer(json_bytes(body), headers={"Cache-Control": CACHE})
 
     async def delete(self, job_id: str) -> Response:
         """Cancel, or with ``purge=true`` remove an ended job."""
-        if not parsing.flag(request.args.get("purge"), "purge"):
+        if not parsing.flag(_parameter("purge"), "purge"):
             return await self.cancel(job_id)
         job = await self._job(job_id, "purge")
         await self._board.runtime.purge(job.id)
@@ -163,7 +170,7 @@ class JobRoutes:
         return job
 
     async def _held(self, job: Job, wait_seconds: float) -> Job:
-        tags = request.if_none_match
+        tags = _tags()
         since = None
         if tags:
             if not tags.contains_weak(entity_tag(job)):
@@ -176,7 +183,7 @@ class JobRoutes:
         return held
 
     def _wait_seconds(self) -> float | None:
-        text = request.args.get("wait")
+        text = _parameter("wait")
         return self._preferred_wait() if text is None else self._capped(parsing.seconds(text, "wait"))
 
     def _preferred_wait(self) -> float | None:
@@ -188,7 +195,7 @@ class JobRoutes:
 
     def _document(self, job: Job, place: Place, *, waited: bool) -> Response:
         tag = entity_tag(job)
-        if request.if_none_match.contains_weak(tag):
+        if _tags().contains_weak(tag):
             response: Response = current_app.response_class(b"", status=304)
             response.headers.pop("Content-Type", None)
             if not job.status.is_terminal:
@@ -224,3 +231,12 @@ class JobRoutes:
         )
         response.headers.pop("Content-Type", None)
         return response
+
+
+def _parameter(name: str) -> str | None:
+    return parsing.single(request.args.getlist(name), name)
+
+
+def _tags() -> ETags:
+    # Several lines of a header are one list. Source: RFC 9110, section 5.3.
+    return parse_etags(", ".join(request.headers.getlist("If-None-Match")))

@@ -28,7 +28,7 @@ from callboard.runtime.core.job import NULL, Job
 from callboard.runtime.handlers import Handler
 from callboard.web import parsing
 from callboard.web.answers import guarded, job_answer, place_of
-from callboard.web.body import decoded, is_json, read_body
+from callboard.web.body import decoded, read_body
 from callboard.web.ndjson import submit_lines
 from callboard.web.problems import Refusal
 from callboard.web.render import job_document
@@ -113,10 +113,9 @@ async def _body(handler: Handler, max_body_bytes: int) -> tuple[Raw, Any]:
         return NULL, None
     if not text:
         raise InvalidRequest("the body is missing: send JSON")
-    if not is_json(request):
-        raise Refusal(
-            415, "unsupported-media-type", "Send the body as application/json.", headers={"Accept": "application/json"}
-        )
+    if not parsing.is_json(request.headers.getlist("Content-Type")):
+        detail = "Send the body as application/json, in UTF-8."
+        raise Refusal(415, "unsupported-media-type", detail, headers={"Accept": "application/json"})
     return decoded(handler, text)
 
 

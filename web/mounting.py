@@ -4,11 +4,11 @@ The app's error handlers stay as they are: an unknown path or method under the p
 """
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from quart import Response, current_app, request, websocket
 from quart_trio import QuartTrio
-from werkzeug.routing import Map, Rule
+from werkzeug.routing import BaseConverter, Map, Rule
 
 from callboard.web.answers import guarded, json_answer, json_bytes
 from callboard.web.jobs import JobRoutes, Route
@@ -31,6 +31,16 @@ __all__ = ["mount_jobs", "mount_mapping"]
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 View = Callable[..., Awaitable[Any]]
+
+REST: Final = "callboard_rest"
+
+
+class _Rest(BaseConverter):
+    """Whatever follows the prefix, slashes at its beginning too: Werkzeug would answer a doubled one with a page of its own."""
+
+    part_isolating = False
+    regex = r"[\s\S]*?"
+    weight = 1000
 
 
 def mount_mapping(app: QuartTrio, board: "Callboard", mapping: Mapping) -> None:
@@ -56,7 +66,10 @@ def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
         view = guarded(request, _checked(board, route), responses)
         _add(app, board.prefix + route.path, name, view, methods=[route.method], provide_automatic_options=False)
     unknown = guarded(request, _unknown_view(board, routes))
-    for number, path in enumerate(("", "/", "/<path:rest>")):
+    app.url_map.converters[REST] = _Rest
+    # Paths of their own take no method that is a job's: DELETE /metrics is not about a job of that name.
+    own = dict.fromkeys(route.path for route in routes if "<" not in route.path)
+    for number, path in enumerate((*own, "/", f"/<{REST}:rest>")):
         # No methods: this rule takes whatever method no other rule takes, unheard-of ones too.
         endpoint = f"{ENDPOINT_PREFIX}unknown {number}"
         rule = app.url_rule_class(board.prefix + path, methods=None, endpoint=endpoint, strict_slashes=False)
@@ -66,7 +79,7 @@ def mount_jobs(app: QuartTrio, board: "Callboard") -> None:
     _add(app, f"{board.prefix}/stream", "streams", guarded(websocket, make_multistream_view(board)), websocket=True)
     stream = guarded(websocket, make_stream_view(board))
     _add(app, f"{board.prefix}/<job_id>/stream", "stream", stream, websocket=True)
-    _add(app, f"{board.prefix}/<path:rest>", "unknown socket", guarded(websocket, unknown_socket), websocket=True)
+    _add(app, f"{board.prefix}/<{REST}:rest>", "unknown socket", guarded(websocket, unknown_socket), websocket=True)
 
 
 def _add(app: QuartTrio, path: str, name: str, view: View, **options: Any) -> None:
@@ -86,7 +99,8 @@ def _checked(board: "Callboard", route: Route) -> View:
 
 def _unknown_view(board: "Callboard", routes: list[Route]) -> View:
     def rules(of: list[Route]) -> Map:
-        return Map([Rule(board.prefix + route.path, methods=[route.method], endpoint=route.path) for route in of])
+        every = [Rule(board.prefix + route.path, methods=[route.method], endpoint=route.path) for route in of]
+        return Map(every, merge_slashes=False)
 
     # A path of its own comes first: /metrics could also be the path of a job.
     known = [rules([route for route in routes if "<" not in route.path]), rules(routes)]

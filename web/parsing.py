@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from callboard.runtime.core.document import parse_time
 from callboard.runtime.core.errors import InvalidRequest
@@ -13,11 +14,14 @@ __all__ = [
     "digest",
     "flag",
     "idempotency_key",
+    "is_coded",
+    "is_json",
     "is_ndjson",
     "job_id",
     "limit",
     "preferred_wait",
     "priority",
+    "redacted",
     "run_at_ms",
     "seconds",
     "sequence",
@@ -25,16 +29,21 @@ __all__ = [
     "statuses",
 ]
 
+DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
-_DECIMAL: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
+_DECIMAL: Final = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?", re.ASCII)
+"""No more digits than a float can hold with room to spare: what is too long is judged where its meaning is known."""
 _RFC_3339: Final = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})",
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:)([0-5][0-9]|60)"
+    r"((\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9]))",
     re.IGNORECASE | re.ASCII,
 )
 """Source: RFC 3339, section 5.6. Python reads other forms of ISO 8601 too, week dates among them."""
 _NDJSON: Final = frozenset({"application/jsonl", "application/ndjson", "application/x-ndjson"})
 _WHOLE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_LEAP_MS: Final = 1000
+_DAY_MS: Final = 24 * 3600 * 1000
 
 
 def job_id(text: str) -> str | None:
@@ -47,12 +56,29 @@ def preferred_wait(prefer: Iterable[str]) -> float | None:
 
     Source: RFC 7240, section 2: a preference that is not understood is ignored, and of repeated ones the first counts.
     """
-    for preference in ",".join(prefer).split(","):
-        name, _, rest = preference.partition("=")
+    for preference in _split(",".join(prefer), ","):
+        name, _, value = _split(preference, ";")[0].partition("=")
         if name.strip().lower() == "wait":
-            value = rest.partition(";")[0].strip().strip('"')
+            value = value.strip().strip('"')
             return float(value) if _DECIMAL.fullmatch(value) else None
     return None
+
+
+def _split(text: str, sign: str) -> list[str]:
+    """``text`` between the signs that are in no quoted string (RFC 9110, section 5.6.4)."""
+    parts, start = [], 0
+    quoted = escaped = False
+    for at, letter in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quoted and letter == "\\":
+            escaped = True
+        elif letter == '"':
+            quoted = not quoted
+        elif letter == sign and not quoted:
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]]
 
 
 def seconds(text: str, what: str) -> float:
@@ -127,13 +153,51 @@ def priority(text: str) -> int:
 def run_at_ms(text: str) -> int:
     """The value of ``Job-Run-At`` in milliseconds since the epoch."""
     try:
-        if not _RFC_3339.fullmatch(text.strip()):
+        found = _RFC_3339.fullmatch(text.strip())
+        if found is None:
             raise ValueError("another form of time")
-        return parse_time(text.strip())
+        if found[3] != "60":
+            return parse_time(found[0])
+        # A leap second ends a day of UTC; the epoch's days have none, so it is the first second of the next.
+        at_ms = parse_time(f"{found[1]}59{found[4]}") + _LEAP_MS
+        if at_ms % _DAY_MS >= _LEAP_MS:
+            raise ValueError("no leap second")
+        return at_ms
     except (ValueError, OverflowError):
         raise InvalidRequest(
             "Job-Run-At must be an RFC 3339 time with an offset, such as 2030-01-31T08:00:00Z"
         ) from None
+
+
+def is_json(content_types: list[str]) -> bool:
+    """Whether the values of ``Content-Type`` name JSON in UTF-8.
+
+    Source: RFC 8259, sections 8.1 and 11: always UTF-8, and ``charset`` means nothing; one that says otherwise is a mistake.
+    """
+    if len(content_types) != 1:
+        return False
+    kind, *parameters = (part.strip().lower() for part in content_types[0].split(";"))
+    charsets = {part[len("charset=") :].strip('"') for part in parameters if part.startswith("charset=")}
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    return is_json and charsets <= {"utf-8", "utf8", "us-ascii"}
+
+
+def is_coded(content_encodings: list[str]) -> bool:
+    """Whether the values of ``Content-Encoding`` name a coding, such as gzip."""
+    codings = {part.strip().lower() for part in ",".join(content_encodings).split(",")}
+    return not codings <= {"", "identity"}
+
+
+def redacted(query_string: bytes, names: Collection[str]) -> bytes:
+    """A query string without the values of the parameters in ``names`` (in small letters, found in any case)."""
+    if not names:
+        return query_string
+    parts = query_string.split(b"&")
+    return b"&".join(part.partition(b"=")[0] if _parameter(part) in names else part for part in parts)
+
+
+def _parameter(part: bytes) -> str:
+    return unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")).decode("utf-8", "replace").lower()
 
 
 def digest(*parts: bytes | str | None) -> str:

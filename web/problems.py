@@ -27,7 +27,7 @@ from callboard.runtime.core.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refusal", "answer", "describe", "in_words"]
+__all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refusal", "answer", "describe", "in_words", "instance_of"]
 
 RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when nothing better is known: the store is away, or the app restarts."""
@@ -118,6 +118,11 @@ def answer(problem: Problem, request: BaseRequestWebsocket) -> Response:
     return response
 
 
+def instance_of(request: BaseRequestWebsocket) -> str:
+    """The path that was asked for, as a URI reference without its query, which may hold secrets; fit for one line of a log."""
+    return quote(request.root_path + request.path, safe=_PATH_SIGNS, errors="replace")
+
+
 def _of_known(error: CallboardError, request: BaseRequestWebsocket, retry_after_seconds: int | None) -> Problem:
     headers: dict[str, str] = {}
     members: dict[str, Any] = {}
@@ -148,7 +153,7 @@ def _problem(
         "title": title,
         "status": status,
         "detail": detail,
-        "instance": quote(request.root_path + request.path, safe=_PATH_SIGNS, errors="replace"),
+        "instance": instance_of(request),
         **members,
     }
     return Problem(body, headers)

@@ -25,6 +25,7 @@ from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
 from callboard.web.board import Callboard
 from callboard.web.hypercorn_fixes import SILENT_SECONDS, ServeConfig, fix
+from callboard.web.rootpath import RootPath
 
 __all__ = ["board_of", "run", "serve"]
 
@@ -48,21 +49,22 @@ def board_of(app: Any) -> Callboard:
     return board
 
 
-def run(app: QuartTrio, *, bind: str = "127.0.0.1:8000", store: str | Store | None = None) -> int:
+def run(app: QuartTrio, *, bind: str = "127.0.0.1:8000", store: str | Store | None = None, root_path: str = "") -> int:
     """Serve ``app`` on ``bind`` (``host:port``; port 0 takes a free one) until a signal. Returns the process's exit code.
 
-    For the main thread; it starts trio itself. ``store`` replaces the board's own. Raises ConfigError for an app without a board.
+    For the main thread; it starts trio itself. ``store`` replaces the board's own; ``root_path`` is where a proxy shows the app.
+    Raises ConfigError for an app without a board.
     """
     board = board_of(app)
     if store is not None:
         board.use_store(store)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return trio.run(_run, app, board, bind)
+    return trio.run(_run, app, board, bind, root_path)
 
 
-async def _run(app: QuartTrio, board: Callboard, bind: str) -> int:
+async def _run(app: QuartTrio, board: Callboard, bind: str, root_path: str) -> int:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        return await serve(app, board, bind=bind, signals=signals)
+        return await serve(app, board, bind=bind, signals=signals, root_path=root_path)
 
 
 async def serve(
@@ -71,6 +73,7 @@ async def serve(
     *,
     bind: str,
     signals: AsyncIterator[int],
+    root_path: str = "",
     ping_seconds: float = PING_SECONDS,
     silent_seconds: float = SILENT_SECONDS,
     task_status: trio.TaskStatus[Sequence[str]] = trio.TASK_STATUS_IGNORED,
@@ -87,8 +90,9 @@ async def serve(
     try:
         async with trio.open_nursery() as nursery:
             stop = trio.Event()
+            seen = RootPath(app, root_path) if root_path else app
             config = _hypercorn_config(bind, ping_seconds, silent_seconds)
-            start = partial(hypercorn_serve, app, config, shutdown_trigger=stop.wait)
+            start = partial(hypercorn_serve, seen, config, shutdown_trigger=stop.wait)
             urls = await nursery.start(_until_served, start, nursery.cancel_scope)
             await board.wait_started()
             for url in urls:

@@ -36,6 +36,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     """Of Job-Priority."""
     key: str | None
     """The Idempotency-Key."""
+    query_string: bytes
+    """Of the request, without the values that are not stored."""
 
     @property
     def is_repeatable(self) -> bool:
@@ -55,7 +57,7 @@ class Asked(Struct, frozen=True, kw_only=True):
             self.template,
             request=replace(self.template.request, body=text),
             key=key,
-            fingerprint=parsing.digest(request.method, request.path, request.query_string, bytes(text), owner),
+            fingerprint=parsing.digest(request.method, request.path, self.query_string, bytes(text), owner),
         )
 
 
@@ -72,7 +74,8 @@ def ask(board: "Callboard", mapping: "Mapping", route_params: dict[str, Any], ow
         run_at_ms=options.run_at_ms,
         timeout_seconds=options.timeout_seconds,
     )
-    return Asked(template=template, priority=options.priority, key=key)
+    query_string = parsing.redacted(request.query_string, _redacted(board))
+    return Asked(template=template, priority=options.priority, key=key, query_string=query_string)
 
 
 def priority_of(handler: Handler, asked: Asked, body: Any) -> int:
@@ -131,12 +134,16 @@ def _request(route_params: dict[str, Any], board: "Callboard") -> Request:
     unstored = UNSTORED_HEADERS | {name.lower() for name in config.unstored_headers}
     scope_headers = request.scope["headers"]
     headers = [(name.decode("latin1").title(), value.decode("latin1")) for name, value in scope_headers]
-    redacted = frozenset(config.redact_query)
+    redacted = _redacted(board)
     return Request(
         headers=tuple(pair for pair in headers if pair[0].lower() not in unstored),
         route_params={name: _tagged(name, value) for name, value in route_params.items()},
-        query_params=tuple(pair for pair in request.args.items(multi=True) if pair[0] not in redacted),
+        query_params=tuple(pair for pair in request.args.items(multi=True) if pair[0].lower() not in redacted),
     )
+
+
+def _redacted(board: "Callboard") -> frozenset[str]:
+    return frozenset(name.lower() for name in board.runtime.config.redact_query)
 
 
 def _tagged(name: str, value: Any) -> tuple[str, str | int | float]:

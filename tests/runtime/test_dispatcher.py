@@ -301,7 +301,17 @@ async def test_queues_that_drain_tell_when_to_ask_again(autojump_clock: MockCloc
         assert 7 <= runtime.retry_after_seconds("default") <= 8
         assert runtime.retry_after_seconds("unknown") == 1
         await trio.sleep(500)
-        assert runtime.retry_after_seconds("default") == 60
+        assert runtime.retry_after_seconds("default") == 7, "a queue that was empty has not become slower"
+
+
+async def test_a_queue_that_stands_still_tells_to_wait_longer_and_longer(autojump_clock: MockClock) -> None:
+    async with opened(None, counted(Census(), 1000), config=Config(max_concurrent_jobs=1)) as runtime:
+        await runtime.submit("work")
+        seen = []
+        for _ in range(3):
+            await trio.sleep(25)
+            seen.append(runtime.retry_after_seconds("default"))
+        assert seen == [25, 50, 60]
 
 
 async def test_rates_remember_so_many_queues_and_no_more(
@@ -311,7 +321,7 @@ async def test_rates_remember_so_many_queues_and_no_more(
     async with opened(None, counted(Census()), counted(Census(), name="other", queue="far")) as runtime:
         for name in ("work", "other"):
             await runtime.wait((await runtime.submit(name)).id)
-        assert list(runtime._rates._ends) == ["default"]
+        assert list(runtime._rates._paces) == ["default"]
         assert runtime.stats().submitted == {"work": 1, "other": 1}
 
 

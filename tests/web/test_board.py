@@ -31,7 +31,7 @@ def test_nothing_starts_at_import_or_registration(tmp_path: Path, monkeypatch: p
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("prefix", ["", "/", "jobs", "/jobs/<x>", "/jobs?x"])
+@pytest.mark.parametrize("prefix", ["", "/", "jobs", "/jobs/<x>", "/jobs?x", "//jobs", "/a//b", "/a/../b", "/a%20b"])
 def test_a_prefix_that_cannot_work_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigError, match="prefix"):
         Callboard(prefix=prefix)

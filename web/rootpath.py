@@ -1,0 +1,31 @@
+"""An app under a path of a proxy's: ``callboard serve --root-path /shop``. Tells the app where clients see it, and nothing else.
+
+Some proxies pass the whole path on, some take their part of it away. ASGI wants it whole, so what was taken away is put back: both
+kinds work. (A path of the app's own that begins as the root path does needs a proxy of the first kind.)
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+__all__ = ["RootPath"]
+
+Scope = Any
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+_WITH_PATH: Final = frozenset({"http", "websocket"})
+
+
+class RootPath:
+    """``app`` as seen under ``root_path``, which begins with a slash and does not end with one."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in _WITH_PATH:
+            root, path = self._root_path, scope["path"]
+            whole = path if path == root or path.startswith(f"{root}/") else root + path
+            scope = {**scope, "root_path": root, "path": whole}
+        await self._app(scope, receive, send)
