@@ -29,7 +29,8 @@ class Telemetry:
     def attempt_ended(self, job: Job, outcome: AttemptOutcome, handler_seconds: float) -> None:
         """The outcome of an attempt whose handler ran is settled; ``handler_seconds`` is how long its code ran, with its cleanup.
 
-        ``LOST``: its lease was lost, or the store could not be reached, and what it did was dropped. Called once for each ``attempt_started``. ``job`` is the record as far as it is known here.
+        ``LOST``: its lease was lost, or the store could not be reached, and what it did was dropped.
+        Called once for each ``attempt_started``. ``job`` is the record as far as it is known here.
         """
 
     def retried(self, job: Job) -> None:

@@ -320,6 +320,26 @@ async def test_a_repeat_is_marked_and_a_refusal_is_an_error(autojump_clock: Mock
         assert len(traces.named("Job.Submit")) == 3
 
 
+async def test_a_bulk_submission_is_one_span_that_every_job_links_to(
+    autojump_clock: MockClock, traces: Traces
+) -> None:
+    @handler("number")
+    async def number(job: JobContext, value: int) -> None: ...
+
+    async with opened(None, number, tracer_provider=traces.provider) as runtime:
+        answers = await runtime.submit_many("number", [1, "not a number", 2], headers={"Traceparent": TRACEPARENT})
+        jobs = [answer for answer in answers if isinstance(answer, Job)]
+        for job in jobs:
+            await runtime.wait(job.id)
+        submit = traces.one("Job.Submit")
+        assert parent(submit) == (int(TRACE, 16), int(PARENT, 16))
+        assert attributes(submit) == {"job.name": "number", "job.count": 2, "job.refused": 1}
+        for job in jobs:
+            assert links(traces.one("Job.Process", **{"job.id": job.id})) == [own(submit)]
+        commit = traces.named("Store.Operation", **{"store.operation": "commit", "store.batch_size": 2})[0]
+        assert parent(commit) == own(submit)
+
+
 async def test_a_submit_that_nobody_samples_is_carried_on_as_not_sampled(autojump_clock: MockClock) -> None:
     unsampled, traces, database = Traces(sampler=ParentBased(ALWAYS_OFF)), Traces(), MemoryDatabase()
     async with opened(FaultyStore(database), work, config=IDLE, tracer_provider=unsampled.provider) as front:
