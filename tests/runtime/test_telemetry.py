@@ -10,7 +10,7 @@ from tests.runtime.kit import FaultyStore, handler, opened
 from trio.testing import MockClock
 
 from callboard.runtime import Config, Handler, Job, JobContext, JobFailed, Retry, Runtime, StoreUnavailable, Telemetry
-from callboard.runtime.telemetry import AttemptOutcome
+from callboard.runtime.core.history import AttemptOutcome
 from callboard.stores.memory import MemoryDatabase
 
 IDLE = Config(max_concurrent_jobs=0)

@@ -263,7 +263,7 @@ async def test_what_a_submit_stores_is_the_context_of_its_span(autojump_clock: M
 
 async def stored_context(database: MemoryDatabase) -> dict[str, str]:
     store = FaultyStore(database)
-    await store.open(worker="a test", max_events_per_job=10)
+    await store.open(worker="a test", max_events_per_job=10, max_attempts_per_job=10)
     (claimed,) = await store.claim(queues=["default"], names=["work"], limit=1, lease_ms=1)
     await store.aclose()
     return claimed.request.trace_context
@@ -320,9 +320,7 @@ async def test_a_repeat_is_marked_and_a_refusal_is_an_error(autojump_clock: Mock
         assert len(traces.named("Job.Submit")) == 3
 
 
-async def test_a_bulk_submission_is_one_span_that_every_job_links_to(
-    autojump_clock: MockClock, traces: Traces
-) -> None:
+async def test_a_bulk_submission_is_one_span_that_every_job_links_to(autojump_clock: MockClock, traces: Traces) -> None:
     @handler("number")
     async def number(job: JobContext, value: int) -> None: ...
 
