@@ -67,8 +67,8 @@ class Runtime(Client):
         around: Around | None,
         random: randomness.Random,
         threads: Threads | None,
-        telemetry: Telemetry,
-        tracer_provider: TracerProvider | None,
+        tally: Tally,
+        tracing: Tracing,
     ) -> None:
         self.config = config
         self.handlers = handlers
@@ -77,10 +77,10 @@ class Runtime(Client):
         """Called with the events of every commit, as they are published; must be quick and must not raise."""
         self.worker = f"{uuid.UUID(int=random.getrandbits(128))}"
         self._driver = store
-        self._tally = Tally(telemetry)
-        self._tracing = Tracing(tracer_provider, type(store).__name__.removesuffix("Store").lower())
+        self._tally = tally
+        self._tracing = tracing
         self._store = StoreActor(
-            store, publish=self._published, recovered=self._reread, telemetry=self._tally, tracing=self._tracing
+            store, publish=self._published, recovered=self._reread, telemetry=tally, tracing=tracing
         )
         self._clock = RuntimeClock()
         self._ids = IdFactory(self._clock.now_ms, random)
@@ -94,8 +94,8 @@ class Runtime(Client):
             random=random.random,
             around=around,
             threads=threads,
-            telemetry=self._tally,
-            tracing=self._tracing,
+            telemetry=tally,
+            tracing=tracing,
         )
         self._dispatcher = Dispatcher(self._directory)
         self._leases = Leases(self._directory)
@@ -237,15 +237,10 @@ async def open_runtime(
     registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
     settings = config or Config()
     source = random or randomness.SystemRandom()
+    tracing = Tracing(tracer_provider, type(store).__name__.removesuffix("Store").lower())
+    tally = Tally(telemetry or Telemetry())
     runtime = Runtime(
-        store,
-        registry,
-        settings,
-        around=around,
-        random=source,
-        threads=threads,
-        telemetry=telemetry or Telemetry(),
-        tracer_provider=tracer_provider,
+        store, registry, settings, around=around, random=source, threads=threads, tally=tally, tracing=tracing
     )
     await store.open(
         worker=runtime.worker,
