@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from callboard.runtime.failure import JobFailed, Retry
     from callboard.runtime.feed import Feed, Missed
     from callboard.runtime.handlers import Handler, Handlers
+    from callboard.runtime.joblog import JobLogFilter
     from callboard.runtime.queues import Queue
-    from callboard.runtime.rates import Stats
     from callboard.runtime.runtime import Runtime, open_runtime
     from callboard.runtime.submission import Accepted, Submission
+    from callboard.runtime.tally import Stats
+    from callboard.runtime.telemetry import Telemetry
     from callboard.runtime.watch import Snapshot, Watch
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "JobExists",
     "JobFailed",
     "JobFilter",
+    "JobLogFilter",
     "JobNotFound",
     "KeyReused",
     "LogEntry",
@@ -82,6 +85,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "Submission",
+    "Telemetry",
     "ThreadJobContext",
     "Watch",
     "open_runtime",
@@ -114,10 +118,12 @@ _HOMES = {
     "callboard.runtime.failure": ("JobFailed", "Retry"),
     "callboard.runtime.feed": ("Feed", "Missed"),
     "callboard.runtime.handlers": ("Handler", "Handlers"),
+    "callboard.runtime.joblog": ("JobLogFilter",),
     "callboard.runtime.queues": ("Queue",),
-    "callboard.runtime.rates": ("Stats",),
     "callboard.runtime.runtime": ("Runtime", "open_runtime"),
     "callboard.runtime.submission": ("Accepted", "Submission"),
+    "callboard.runtime.tally": ("Stats",),
+    "callboard.runtime.telemetry": ("Telemetry",),
     "callboard.runtime.watch": ("Snapshot", "Watch"),
 }
 

@@ -38,13 +38,14 @@ from callboard.runtime.feed import Feed, MaySee, open_feed
 from callboard.runtime.handlers import Handler, Handlers
 from callboard.runtime.hub import Hub
 from callboard.runtime.ids import IdFactory, canonical, chosen_id
-from callboard.runtime.leases import Leases
 from callboard.runtime.messages import CancelAsked, PurgeAsked, RetryAsked
 from callboard.runtime.queues import Queue, all_queues
-from callboard.runtime.rates import Rates, Stats
+from callboard.runtime.rates import Rates
 from callboard.runtime.reply import Reply
 from callboard.runtime.store_actor import StoreActor
 from callboard.runtime.submission import Accepted, Submission, new_job, with_body
+from callboard.runtime.tally import Stats, Tally
+from callboard.runtime.tracing import Tracing
 from callboard.runtime.watch import Watch, open_watch
 
 __all__ = ["Client"]
@@ -69,7 +70,8 @@ class Client:
     _rates: Rates
     _directory: Directory
     _dispatcher: Dispatcher
-    _leases: Leases
+    _tally: Tally
+    _tracing: Tracing
     _finished: trio.Event
 
     @property
@@ -129,14 +131,24 @@ class Client:
 
         A caller that is cancelled gives up the answer only. Raises as ``submit``.
         """
-        write = self._insert(submission)
-        return self._accepted(write.job, await self._bounded(lambda: self._store.commit(write)))
+        with self._tracing.submitting(submission.name, submission.request) as span:
+            write = self._insert(span.carried(submission))
+            accepted = self._accepted(write.job, await self._bounded(lambda: self._store.commit(write)))
+            span.accepted(accepted.job, replayed=accepted.replayed)
+        return accepted
 
     async def accept_many(
         self, submissions: Sequence[Submission | CallboardError]
     ) -> builtins.list[Accepted | CallboardError]:
         """Store jobs whose bodies fit their handlers already, as ``submit_many`` does. An error among them is its own answer."""
-        return await self._carry_out(submissions, self._insert, self._accepted)
+        first = next((one for one in submissions if isinstance(one, Submission)), None)
+        if first is None:
+            return await self._carry_out(submissions, self._insert, self._accepted)
+        with self._tracing.submitting(first.name, first.request) as span:
+            carried = [one if isinstance(one, CallboardError) else span.carried(one) for one in submissions]
+            answers = await self._carry_out(carried, self._insert, self._accepted)
+            span.accepted_many(sum(isinstance(one, Accepted) for one in answers), len(answers))
+        return answers
 
     async def find_many(
         self, submissions: Sequence[Submission | CallboardError]
@@ -276,10 +288,10 @@ class Client:
         return Stats(
             running=self._directory.running,
             slots=self.config.max_concurrent_jobs,
-            submitted=dict(self._rates.submitted),
-            finished=dict(self._rates.finished),
-            retried=dict(self._rates.retried),
-            lost_leases=self._leases.lost_total,
+            submitted=dict(self._tally.submits),
+            finished=dict(self._tally.ends),
+            retried=dict(self._tally.retries),
+            lost_leases=self._tally.lost_leases,
             store_errors=self._store.unavailable_total,
             subscribers=self._hub.subscribers,
         )

@@ -14,7 +14,9 @@ from callboard.runtime.handlers import Handlers
 from callboard.runtime.messages import Message, Started
 from callboard.runtime.store_actor import StoreActor
 from callboard.runtime.supervisor import Supervisor
+from callboard.runtime.telemetry import Telemetry
 from callboard.runtime.threads import Threads, TrioThreads
+from callboard.runtime.tracing import Tracing
 
 __all__ = ["Directory"]
 
@@ -35,6 +37,8 @@ class Directory:
         random: Callable[[], float],
         around: Around | None,
         threads: Threads | None,
+        telemetry: Telemetry,
+        tracing: Tracing,
     ) -> None:
         self.store = store
         self.handlers = handlers
@@ -43,6 +47,8 @@ class Directory:
         self.random = random
         self.around = around
         self.threads = threads or TrioThreads(max(1, config.max_concurrent_jobs))
+        self.telemetry = telemetry
+        self.tracing = tracing
         self.is_draining = False
         self.is_over = False
         """The drain deadline has passed: what the store cannot take now is given up, its lease lapses."""

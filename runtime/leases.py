@@ -10,6 +10,7 @@ import trio
 
 from callboard.runtime.core.errors import StoreUnavailable
 from callboard.runtime.directory import Directory
+from callboard.runtime.joblog import job_fields
 
 __all__ = ["Leases"]
 
@@ -27,8 +28,6 @@ class Leases:
         self._lease_seconds = directory.config.lease_seconds
         self._sent = trio.current_time()
         self._quiet_until = -float("inf")
-        self.lost_total = 0
-        """Leases of others that were taken back here."""
 
     async def run(self) -> None:
         """Extend every third of a lease, until cancelled; sooner again when the store could not be reached."""
@@ -60,9 +59,9 @@ class Leases:
         if trio.current_time() < self._quiet_until:
             return
         lapsed = await self._directory.store.lapse(MAX_LAPSED)
-        self.lost_total += len(lapsed)
         for one in lapsed:
-            logger.warning("job %s (%s) lost its worker, now %s", one.job.id, one.job.name, one.job.status.value)
+            words = (one.job.id, one.job.name, one.job.status.value)
+            logger.warning("job %s (%s) lost its worker, now %s", *words, extra=job_fields(one.job))
 
     async def _follow_clock(self) -> None:
         asked = trio.current_time()

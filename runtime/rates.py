@@ -1,37 +1,18 @@
-"""How fast queues drain, for honest ``Retry-After`` answers, and the counters behind the metrics."""
+"""How fast queues drain, for honest ``Retry-After`` answers."""
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 
-from msgspec import Struct
-
 from callboard.runtime.core.events import Event
-from callboard.runtime.core.job import Status
 
-__all__ = ["Rates", "Stats"]
+__all__ = ["Rates"]
 
 WINDOW = 64
 """Ends of jobs that the pace of a queue is taken from."""
 MAX_RETRY_AFTER = 60
 MAX_QUEUES = 1000
 """Queues that are remembered; the rest get the default answer."""
-
-
-class Stats(Struct, frozen=True, kw_only=True):
-    """Numbers of one runtime since its start."""
-
-    running: int
-    slots: int
-    submitted: dict[str, int]
-    """By handler name."""
-    finished: dict[tuple[str, str], int]
-    """Jobs that ended, by (handler name, status), as seen here."""
-    retried: dict[str, int]
-    """Failed attempts that will be tried again, by handler name."""
-    lost_leases: int
-    store_errors: int
-    subscribers: int
 
 
 class _Pace:
@@ -70,25 +51,16 @@ class Rates:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._paces: dict[str, _Pace] = {}
-        self.submitted: Counter[str] = Counter()
-        self.finished: Counter[tuple[str, str]] = Counter()
-        self.retried: Counter[str] = Counter()
 
     def see(self, events: Iterable[Event]) -> None:
-        """Count."""
+        """Note the starts and ends of jobs."""
         for event in events:
-            if event.type != "status":
+            if event.type != "status" or (pace := self._pace(event.queue)) is None:
                 continue
             if event.since == 0:
-                self.submitted[event.name] += 1
-                if (pace := self._pace(event.queue)) is not None:
-                    pace.note_start(self._now())
+                pace.note_start(self._now())
             elif event.is_terminal:
-                self.finished[event.name, event.status] += 1
-                if (pace := self._pace(event.queue)) is not None:
-                    pace.note_end(self._now())
-            elif event.status == Status.SCHEDULED:
-                self.retried[event.name] += 1
+                pace.note_end(self._now())
 
     def retry_after_seconds(self, queue: str) -> int:
         """Whole seconds, 1..60, until the queue will probably have ended another job."""

@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
+from opentelemetry.trace import TracerProvider
 
 from callboard.runtime.attempt import Around
 from callboard.runtime.client import Client
@@ -43,8 +44,11 @@ from callboard.runtime.ids import IdFactory
 from callboard.runtime.leases import Leases
 from callboard.runtime.rates import Rates
 from callboard.runtime.store_actor import StoreActor
+from callboard.runtime.tally import Tally
+from callboard.runtime.telemetry import Telemetry
 from callboard.runtime.threads import Threads
 from callboard.runtime.timers import Timers
+from callboard.runtime.tracing import Tracing, leave_trace
 
 __all__ = ["Runtime", "open_runtime"]
 
@@ -63,6 +67,8 @@ class Runtime(Client):
         around: Around | None,
         random: randomness.Random,
         threads: Threads | None,
+        tally: Tally,
+        tracing: Tracing,
     ) -> None:
         self.config = config
         self.handlers = handlers
@@ -71,7 +77,11 @@ class Runtime(Client):
         """Called with the events of every commit, as they are published; must be quick and must not raise."""
         self.worker = f"{uuid.UUID(int=random.getrandbits(128))}"
         self._driver = store
-        self._store = StoreActor(store, publish=self._published, recovered=self._reread)
+        self._tally = tally
+        self._tracing = tracing
+        self._store = StoreActor(
+            store, publish=self._published, recovered=self._reread, telemetry=tally, tracing=tracing
+        )
         self._clock = RuntimeClock()
         self._ids = IdFactory(self._clock.now_ms, random)
         self._hub = Hub()
@@ -84,6 +94,8 @@ class Runtime(Client):
             random=random.random,
             around=around,
             threads=threads,
+            telemetry=tally,
+            tracing=tracing,
         )
         self._dispatcher = Dispatcher(self._directory)
         self._leases = Leases(self._directory)
@@ -113,6 +125,7 @@ class Runtime(Client):
     # Inside
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        leave_trace()
         # Shielded: a cancellation of the surrounding code becomes an orderly end through ``_close``, not a torn one.
         try:
             with trio.CancelScope(shield=True):
@@ -151,7 +164,9 @@ class Runtime(Client):
             await self._directory.wait_no_attempts()
         self._directory.is_over = True
         for supervisor in self._directory.attempts():
-            logger.error("job %s has not stopped; it keeps its slot and its lease", supervisor.job_id)
+            assert supervisor.witness is not None
+            text = "job %s has not stopped; it keeps its slot and its lease"
+            logger.error(text, supervisor.job_id, extra=supervisor.witness.log_fields)
         self._drained.set()
 
     async def _close(self) -> None:
@@ -206,11 +221,14 @@ async def open_runtime(
     around: Around | None = None,
     random: randomness.Random | None = None,
     threads: Threads | None = None,
+    telemetry: Telemetry | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> AsyncIterator[Runtime]:
     """Open ``store`` and run jobs with ``handlers`` until the block is left, then drain and close the store.
 
     ``around()`` is entered round every attempt. ``random`` draws ids and jitter; by default the system's randomness.
-    ``threads`` runs plain functions; by default trio's worker threads. Raises StoreRefused, StoreUnavailable when the
+    ``threads`` runs plain functions; by default trio's worker threads. ``telemetry`` is told what the runtime does. Spans go to
+    ``tracer_provider``, by default OpenTelemetry's global one, if the app has set one. Raises StoreRefused, StoreUnavailable when the
     store cannot be opened. A bug in the runtime cancels the block and comes out as an ExceptionGroup; the block's own
     exceptions come out as they are.
     """
@@ -219,7 +237,11 @@ async def open_runtime(
     registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
     settings = config or Config()
     source = random or randomness.SystemRandom()
-    runtime = Runtime(store, registry, settings, around=around, random=source, threads=threads)
+    tracing = Tracing(tracer_provider, type(store).__name__.removesuffix("Store").lower())
+    tally = Tally(telemetry or Telemetry())
+    runtime = Runtime(
+        store, registry, settings, around=around, random=source, threads=threads, tally=tally, tracing=tracing
+    )
     await store.open(
         worker=runtime.worker,
         max_events_per_job=settings.max_events_per_job,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import trio
 from msgspec import Struct
+from opentelemetry.trace import SpanContext
 
 from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.runtime.core.events import Event
@@ -34,6 +35,9 @@ from callboard.runtime.core.store import (
     Write,
 )
 from callboard.runtime.reply import Reply
+from callboard.runtime.telemetry import Telemetry, tell_claimed, tell_committed
+from callboard.runtime.timed_store import timed
+from callboard.runtime.tracing import Tracing
 
 __all__ = ["StoreActor"]
 
@@ -52,6 +56,7 @@ class _Item(Struct, frozen=True):
 
     writes: tuple[Write | Delete, ...]
     reply: Reply[list[Outcome | CallboardError]]
+    sender: SpanContext | None
 
 
 class _Call(Struct, frozen=True):
@@ -59,6 +64,15 @@ class _Call(Struct, frozen=True):
 
     call: Callable[[], Awaitable[Any]]
     reply: Reply[Any]
+    sender: SpanContext | None
+
+
+class _Get(Struct, frozen=True):
+    """One record to read, batched with whatever else is asked for."""
+
+    job_id: str
+    reply: Reply[Job | None]
+    sender: SpanContext | None
 
 
 class _Lane:
@@ -101,9 +115,17 @@ class StoreActor:
     """
 
     def __init__(
-        self, store: Store, *, publish: Callable[[Sequence[Event]], None], recovered: Callable[[], None]
+        self,
+        store: Store,
+        *,
+        publish: Callable[[Sequence[Event]], None],
+        recovered: Callable[[], None],
+        telemetry: Telemetry,
+        tracing: Tracing,
     ) -> None:
-        self._store = store
+        self._store = timed(store, telemetry, tracing)
+        self._telemetry = telemetry
+        self._tracing = tracing
         self._publish = publish
         self._recovered = recovered
         self._writes = _Lane()
@@ -149,7 +171,7 @@ class StoreActor:
         if len(writes) > MAX_BATCH:
             raise ValueError(f"{len(writes)} writes do not fit into one commit of {MAX_BATCH}")
         reply: Reply[list[Outcome | CallboardError]] = Reply()
-        item = _Item(tuple(writes), reply)
+        item = _Item(tuple(writes), reply, self._tracing.sender())
         self._writes.put(item, len(writes))
         try:
             return await reply.get()
@@ -160,6 +182,8 @@ class StoreActor:
     async def claim(self, queues: Sequence[str], names: Sequence[str], limit: int, lease_ms: int) -> Sequence[Claimed]:
         async def call() -> Sequence[Claimed]:
             claimed = await self._store.claim(queues=queues, names=names, limit=limit, lease_ms=lease_ms)
+            for one in claimed:
+                tell_claimed(self._telemetry, one)
             self._publish([event for one in claimed for event in one.events])
             return claimed
 
@@ -171,6 +195,9 @@ class StoreActor:
     async def lapse(self, limit: int) -> Sequence[Committed]:
         async def call() -> Sequence[Committed]:
             lapsed = await self._store.lapse(limit=limit)
+            for one in lapsed:
+                self._telemetry.lease_lost(one.job)
+                tell_committed(self._telemetry, one)
             self._publish([event for one in lapsed for event in one.events])
             return lapsed
 
@@ -184,7 +211,7 @@ class StoreActor:
 
     async def get(self, job_id: str) -> Job | None:
         reply: Reply[Job | None] = Reply()
-        self._reads.put((job_id, reply))
+        self._reads.put(_Get(job_id, reply, self._tracing.sender()))
         return await reply.get()
 
     async def get_many(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
@@ -223,7 +250,7 @@ class StoreActor:
 
     async def _ask(self, lane: _Lane, call: Callable[[], Awaitable[T]]) -> T:
         reply: Reply[T] = Reply()
-        lane.put(_Call(call, reply))
+        lane.put(_Call(call, reply, self._tracing.sender()))
         return await reply.get()
 
     async def _run_writes(self) -> None:
@@ -236,6 +263,7 @@ class StoreActor:
                     self._note(await self._answer(message))
 
     async def _commit(self, items: Sequence[_Item]) -> None:
+        self._tracing.calling(item.sender for item in items)
         writes = [write for item in items for write in item.writes]
         try:
             outcomes = await self._store.commit(writes)
@@ -253,7 +281,10 @@ class StoreActor:
         answers = iter(outcomes)
         for item in items:
             item.reply.set(list(islice(answers, len(item.writes))))
-        self._publish([event for outcome in outcomes if isinstance(outcome, Committed) for event in outcome.events])
+        committed = [outcome for outcome in outcomes if isinstance(outcome, Committed)]
+        for one in committed:
+            tell_committed(self._telemetry, one)
+        self._publish([event for one in committed for event in one.events])
 
     async def _commit_apart(self, items: Sequence[_Item], error: CallboardError) -> None:
         if len(items) > 1:
@@ -264,7 +295,7 @@ class StoreActor:
         if len(item.writes) == 1:
             item.reply.set([error])
             return
-        parts = [_Item((write,), Reply()) for write in item.writes]
+        parts = [_Item((write,), Reply(), item.sender) for write in item.writes]
         for part in parts:
             await self._commit([part])
         try:
@@ -275,32 +306,34 @@ class StoreActor:
     async def _run_reads(self) -> None:
         while True:
             messages = await self._reads.take()
-            await self._get([message for message in messages if not isinstance(message, _Call)])
+            await self._get([message for message in messages if isinstance(message, _Get)])
             for message in messages:
                 if isinstance(message, _Call):
                     await self._answer(message)
 
-    async def _get(self, asked: Sequence[tuple[str, Reply[Job | None]]]) -> None:
+    async def _get(self, asked: Sequence[_Get]) -> None:
         if not asked:
             return
+        self._tracing.calling(one.sender for one in asked)
         try:
-            jobs = await self._store.get([job_id for job_id, _ in asked])
+            jobs = await self._store.get([one.job_id for one in asked])
         except StoreRefused as error:
             # One record that cannot be read: those beside it are asked for alone.
             if len(asked) == 1:
-                asked[0][1].fail(error)
+                asked[0].reply.fail(error)
             else:
                 for one in asked:
                     await self._get([one])
             return
         except CallboardError as error:
-            for _, reply in asked:
-                reply.fail(_copy(error))
+            for one in asked:
+                one.reply.fail(_copy(error))
             return
-        for (_, reply), job in zip(asked, jobs, strict=True):
-            reply.set(job)
+        for one, job in zip(asked, jobs, strict=True):
+            one.reply.set(job)
 
     async def _answer(self, message: _Call) -> StoreUnavailable | None:
+        self._tracing.calling([message.sender])
         try:
             message.reply.set(await message.call())
         except StoreUnavailable as error:

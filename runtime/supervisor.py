@@ -25,6 +25,7 @@ from callboard.runtime.reply import Reply
 from callboard.runtime.reporter import Reporter
 from callboard.runtime.submission import MAX_DELAY_MS
 from callboard.runtime.wary import is_a, told
+from callboard.runtime.witness import Witness
 
 if TYPE_CHECKING:
     from callboard.runtime.directory import Directory
@@ -55,6 +56,8 @@ class Supervisor:
         self._reporter = Reporter(self._record, directory.config, self._post_report)
         self._next_start: Started | None = None
         self.attempt: Attempt | None = None
+        self.witness: Witness | None = None
+        """Of ``attempt``."""
         self.is_settling = False
         """The attempt's code has ended; only the store has yet to take its outcome."""
 
@@ -165,6 +168,7 @@ class Supervisor:
             around=self._home.around,
             lease_ends=started.lease_ends,
         )
+        self.witness = Witness(claimed, self._home.telemetry, self._home.tracing)
         if self._record.hold(claimed.job).cancel_requested:
             await self._ended(Stopped("cancel"))
         elif self._home.is_draining:
@@ -172,23 +176,29 @@ class Supervisor:
         elif trio.current_time() >= started.lease_ends:
             await self._ended(Stopped("lease"))
         else:
-            nursery.start_soon(self._run_attempt, attempt)
+            nursery.start_soon(self._run_attempt, attempt, self.witness)
 
-    async def _run_attempt(self, attempt: Attempt) -> None:
-        outcome = await attempt.run()
+    async def _run_attempt(self, attempt: Attempt, witness: Witness) -> None:
+        outcome = await witness.execute(attempt.run)
         await self._send.send(Ended(outcome))
 
     async def _ended(self, outcome: Outcome) -> None:
         self.is_settling = True
         self._home.signal()
+        witness, settled = self.witness, None
+        assert witness is not None, "an attempt has a witness"
         try:
-            self._log(await self._settle(outcome), outcome)
+            settled = await self._settle(outcome)
+            self._log(settled, outcome, witness)
         except LeaseLost:
-            logger.warning("job %s: the lease was lost, the attempt's outcome is dropped", self.job_id)
+            text = "job %s: the lease was lost, the attempt's outcome is dropped"
+            logger.warning(text, self.job_id, extra=witness.log_fields)
         except (StoreUnavailable, StoreRefused) as error:
-            logger.error("job %s: the outcome is not stored, the lease will lapse: %s", self.job_id, error)
+            text = "job %s: the outcome is not stored, the lease will lapse: %s"
+            logger.error(text, self.job_id, error, extra=witness.log_fields)
         finally:
-            self.attempt, self.is_settling = None, False
+            witness.settled(outcome, settled)
+            self.attempt, self.witness, self.is_settling = None, None, False
             self._record.let_go()
             self._home.attempt_ended()
 
@@ -271,7 +281,8 @@ class Supervisor:
 
     # The log
 
-    def _log(self, job: Job, outcome: Outcome) -> None:
+    def _log(self, job: Job, outcome: Outcome, witness: Witness) -> None:
+        fields = witness.log_fields
         if isinstance(outcome, Failed):
             level = logging.WARNING if job.status is Status.SCHEDULED else logging.ERROR
             text = "job %s (%s) attempt %d: %s (%s), now %s"
@@ -279,7 +290,9 @@ class Supervisor:
             words = (job.id, job.name, job.attempt, failure.code, failure.type, job.status.value)
             # A handler that asks to be run again knows what it does: nobody needs to see where it asked.
             asked = is_a(outcome.error, Again) and outcome.error.__cause__ is None
+            shown = None if asked else outcome.error
             # A logging handler formats the app's exception, and may raise what that raises.
-            told(lambda: logger.log(level, text, *words, exc_info=None if asked else outcome.error), None)
+            told(lambda: logger.log(level, text, *words, exc_info=shown, extra=fields), None)
         else:
-            logger.debug("job %s (%s) attempt %d: now %s", job.id, job.name, job.attempt, job.status.value)
+            text = "job %s (%s) attempt %d: now %s"
+            logger.debug(text, job.id, job.name, job.attempt, job.status.value, extra=fields)

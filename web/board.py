@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeVar, Unpack
 
 import trio
 from hypercorn.utils import LifespanFailureError
+from opentelemetry.trace import TracerProvider
 from quart_trio import QuartTrio
 
 from callboard.runtime import Config, Handlers, Runtime, ShuttingDown, open_runtime
@@ -62,7 +63,8 @@ class Callboard:
     names the caller, ``authorize(request, action, job)`` says what is allowed; either may be async. An app that identifies
     callers and does not authorize shows everyone their own jobs only. ``allowed_origins`` are further sites whose pages may use the
     websockets and the unsafe methods; ``"*"`` is any. ``responses`` gives
-    answers the app's own form. Nothing is opened before the app starts.
+    answers the app's own form. Spans go to ``tracer_provider``, by default OpenTelemetry's global one. Nothing is opened before
+    the app starts.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Callboard:
         identify: Identify | None = None,
         allowed_origins: Iterable[str] = (),
         responses: Responses | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         self.config = config or Config()
         self.prefix = _checked_prefix(prefix)
@@ -88,6 +91,7 @@ class Callboard:
         self.mappings: list[Mapping] = []
         self.has_launcher = False
         """Set by ``serve``: someone watches ``wait_started`` and ``wait_fatal`` and stops the server."""
+        self._tracer_provider = tracer_provider
         self._store = store
         self._app: QuartTrio | None = None
         self._life: _Life | None = None
@@ -264,7 +268,14 @@ class Callboard:
     async def _supervise(self, app: QuartTrio, life: _Life, *, task_status: trio.TaskStatus[None]) -> None:
         around: Any = app.app_context
         try:
-            async with open_runtime(self._opened(), self.handlers, self.config, around=around) as runtime:
+            async with open_runtime(
+                self._opened(),
+                self.handlers,
+                self.config,
+                around=around,
+                telemetry=self.metrics,
+                tracer_provider=self._tracer_provider,
+            ) as runtime:
                 life.runtime = runtime
                 task_status.started()
                 await life.closing.wait()

@@ -1,36 +1,72 @@
-"""Numbers for Prometheus. One registry per board, so that two apps in a process, or an app's own metrics, never meet in one."""
+"""Numbers for Prometheus. One registry per board, so that two apps in a process, or an app's own metrics, never meet in one.
+
+Counters and histograms are of what this process did itself, so that sums over processes are right; only ``callboard_jobs`` is of what
+the store holds, and is the same in all of them. Labels have few values: handlers, queues, statuses and verbs, never a job.
+docs/operating.md says what each one means.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from callboard.runtime import Queue, Runtime, Stats
+from callboard.runtime import Job, Queue, Runtime, Stats, StoreUnavailable, Telemetry
+from callboard.runtime.core.history import AttemptOutcome
 from callboard.runtime.core.job import Status
 
 __all__ = ["Metrics"]
 
+JOB_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400)
+"""Seconds of waiting and working: from a wake-up within the process to a job of a day."""
+STORE_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+"""Seconds of one call: from a dictionary's answer to what callers wait for at most."""
+BATCH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+"""Writes of one commit; 500 is the store actor's bound."""
 
-class Metrics:
+
+class Metrics(Telemetry):
     """What this process did since its start, and what the store holds."""
 
     content_type: Final = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        registry = self._registry = CollectorRegistry()
         self._snapshot = _Snapshot()
-        self._registry.register(self._snapshot)
-        self._streams = Gauge(
-            "callboard_streams",
-            "Open streams of this process: websockets and Server-Sent Events.",
-            registry=self._registry,
-        )
+        registry.register(self._snapshot)
+        text = "Open streams of this process: websockets and Server-Sent Events."
+        self._streams = Gauge("callboard_streams", text, registry=registry)
         self._refused = Counter(
-            "callboard_refused", "Submissions refused because the queue was full.", ["name"], registry=self._registry
+            "callboard_refused", "Submissions refused because the queue was full.", ["name"], registry=registry
         )
+        self._queue = _Family(
+            "callboard_queue_seconds",
+            "From when a job was ready (accepted, due, retried, handed back) to its claim by this process.",
+            ("name", "queue"),
+            JOB_BUCKETS,
+            registry,
+        )
+        self._handler = _Family(
+            "callboard_handler_seconds",
+            "How long the code of an attempt ran, with its cleanup.",
+            ("name", "outcome"),
+            JOB_BUCKETS,
+            registry,
+        )
+        self._processing = _Family(
+            "callboard_processing_seconds",
+            "From the claim of a job's first attempt to its end, waits between attempts included.",
+            ("name", "status"),
+            JOB_BUCKETS,
+            registry,
+        )
+        self._operations = _Family(
+            "callboard_store_operation_seconds", "Calls of the store.", ("verb",), STORE_BUCKETS, registry
+        )
+        self._errors = Counter("callboard_store_errors", "Calls of the store that failed.", ["verb"], registry=registry)
+        self._batches = _Family("callboard_commit_writes", "Writes in one commit.", (), BATCH_BUCKETS, registry)
 
     def refused(self, name: str) -> None:
         """A submission to that handler was refused because its queue is full."""
@@ -42,14 +78,51 @@ class Metrics:
         with self._streams.track_inprogress():
             yield
 
+    # Told by the runtime
+
+    def claimed(self, job: Job, queue_seconds: float) -> None:
+        self._queue.observe((job.name, job.queue), queue_seconds)
+
+    def attempt_ended(self, job: Job, outcome: AttemptOutcome, handler_seconds: float) -> None:
+        self._handler.observe((job.name, outcome), handler_seconds)
+
+    def ended(self, job: Job, processing_seconds: float | None) -> None:
+        if processing_seconds is not None:
+            self._processing.observe((job.name, job.status.value), processing_seconds)
+
+    def store_called(self, verb: str, seconds: float, size: int, error: Exception | None) -> None:
+        self._operations.observe((verb,), seconds)
+        if error is not None:
+            self._errors.labels(verb).inc()
+        elif verb == "commit":
+            self._batches.observe((), size)
+
+    # Asked by Prometheus
+
     async def text(self, runtime: Runtime) -> bytes:
-        """The exposition text as of now. Raises StoreUnavailable."""
-        queues = await runtime.queues()
-        self._snapshot.metrics = [
-            *_of_store(queues),
-            *_of_stats(runtime.stats(), runtime.draining),
-        ]
+        """The exposition text as of now. A store that cannot be reached leaves what it holds out, nothing else."""
+        try:
+            held = _of_store(await runtime.queues())
+        except StoreUnavailable:
+            held = iter(())
+        self._snapshot.metrics = [*held, *_of_stats(runtime.stats(), runtime.handlers.names, runtime.draining)]
         return generate_latest(self._registry)
+
+
+class _Family:
+    """A histogram whose children are found without its lock: an observation is on the way of every job."""
+
+    def __init__(
+        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...], registry: CollectorRegistry
+    ) -> None:
+        self._histogram = Histogram(name, text, labels, buckets=buckets, registry=registry)
+        self._children: dict[tuple[str, ...], Histogram] = {} if labels else {(): self._histogram}
+
+    def observe(self, values: tuple[str, ...], amount: float) -> None:
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._histogram.labels(*values)
+        child.observe(amount)
 
 
 class _Snapshot(Collector):
@@ -73,20 +146,20 @@ def _of_store(queues: Iterable[Queue]) -> Iterator[Metric]:
     yield paused
 
 
-def _of_stats(stats: Stats, draining: bool) -> Iterator[Metric]:
+def _of_stats(stats: Stats, names: Iterable[str], draining: bool) -> Iterator[Metric]:
     yield GaugeMetricFamily("callboard_running_attempts", "Attempts running in this process.", value=stats.running)
     yield GaugeMetricFamily("callboard_slots", "Attempts that may run at once in this process.", value=stats.slots)
     yield GaugeMetricFamily("callboard_draining", "1 while this process shuts down.", value=int(draining))
-    yield CounterMetricFamily("callboard_lost_leases", "Leases that this process lost.", value=stats.lost_leases)
-    yield CounterMetricFamily(
-        "callboard_store_errors", "Calls that the store could not answer.", value=stats.store_errors
-    )
-    yield _by_name("callboard_submitted", "Jobs submitted, as seen by this process.", stats.submitted)
-    yield _by_name("callboard_retried", "Failed attempts that are tried again, as seen by this process.", stats.retried)
-    finished = CounterMetricFamily(
-        "callboard_finished", "Jobs that ended, as seen by this process.", labels=["name", "status"]
-    )
-    for (name, status), count in stats.finished.items():
+    text = "Leases of others that ended without a word and were taken back by this process."
+    yield CounterMetricFamily("callboard_lost_leases", text, value=stats.lost_leases)
+    # From the start on, so that the first increase is one.
+    submitted = dict.fromkeys(names, 0) | stats.submitted
+    retried = dict.fromkeys(names, 0) | stats.retried
+    yield _by_name("callboard_submitted", "Jobs accepted by this process.", submitted)
+    yield _by_name("callboard_retried", "Failed attempts of this process that are tried again.", retried)
+    finished = CounterMetricFamily("callboard_finished", "Jobs ended by this process.", labels=["name", "status"])
+    ends = {(name, status.value): 0 for name in names for status in Status if status.is_terminal} | stats.finished
+    for (name, status), count in ends.items():
         finished.add_metric([name, status], count)
     yield finished
 

@@ -75,13 +75,15 @@ class Request(Struct, frozen=True, kw_only=True):
 
     ``body`` is the JSON text, ``NULL`` where there was none. ``headers`` and ``query_params`` are (name, value) pairs in
     order, repeated names kept. ``route_params`` maps a name to a ``[type, value]`` pair (``["uuid", "..."]``), so that
-    the handler sees typed values on any process.
+    the handler sees typed values on any process. ``trace_context`` is where the submission stands in a trace, as W3C headers
+    (``traceparent``, ``tracestate``); empty without one.
     """
 
     body: Raw = NULL
     headers: tuple[tuple[str, str], ...] = ()
     route_params: dict[str, tuple[str, str | int | float]] = {}
     query_params: tuple[tuple[str, str], ...] = ()
+    trace_context: dict[str, str] = {}
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -112,6 +114,10 @@ class Job(Struct, frozen=True, kw_only=True):
     completed_ms: int | None = None
     due_ms: int | None = None
     """When a Scheduled job may run; None in every other state."""
+    ready_ms: int | None = None
+    """Since when it may, or until it was claimed might, be claimed: accepted, due, retried or handed back."""
+    begun_ms: int | None = None
+    """When the first attempt since it was submitted, or retried by hand, was claimed."""
     fence: int = 0
     """Token of the claim that owns the job now; 0 when nobody does."""
     worker: str | None = None

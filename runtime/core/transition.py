@@ -38,7 +38,7 @@ from callboard.runtime.core.document import changes
 from callboard.runtime.core.errors import IllegalTransition
 from callboard.runtime.core.events import Event, EventType, LogEntry
 from callboard.runtime.core.history import AttemptOutcome, AttemptRecord
-from callboard.runtime.core.job import NULL, Failure, Job, Status
+from callboard.runtime.core.job import NULL, WAITING, Failure, Job, Status
 
 __all__ = ["TABLE", "WORKER_LOST", "Change", "accept", "decide", "diagram"]
 
@@ -94,7 +94,7 @@ def accept(job: Job) -> Change:
     """The birth of a job: ``job`` as submitted (``seq`` 0, Queued, or Scheduled with ``due_ms``) with its first event."""
     if job.status not in BIRTHS or (job.status is S) != (job.due_ms is not None):
         raise IllegalTransition(f"a job cannot begin as {job.status}")
-    born = replace(job, seq=1)
+    born = replace(job, seq=1, ready_ms=job.created_ms if job.due_ms is None else job.due_ms)
     return Change(born, (_event(None, born, "status"),))
 
 
@@ -111,12 +111,14 @@ def decide(job: Job, command: Command) -> Change:
 
 
 def _claim(job: Job, command: Claim) -> Change:
+    started_ms = max(job.updated_ms, command.now_ms)
     return _moved(
         job,
         status=P,
         now_ms=command.now_ms,
         attempt=job.attempt + 1,
-        started_ms=max(job.updated_ms, command.now_ms),
+        started_ms=started_ms,
+        begun_ms=started_ms if job.begun_ms is None else job.begun_ms,
         due_ms=None,
         fence=command.fence,
         worker=command.worker,
@@ -194,6 +196,7 @@ def _retry(job: Job, command: Retry) -> Change:
         error=None,
         progress=None,
         completed_ms=None,
+        begun_ms=None,
     )
 
 
@@ -236,7 +239,10 @@ def _handed_back(job: Job, status: Status, now_ms: int, **fields: Any) -> Change
 
 def _moved(job: Job, *, status: Status, now_ms: int, **fields: Any) -> Change:
     # A clock that was set back must not make a job's history run backwards.
-    after = replace(job, seq=job.seq + 1, status=status, updated_ms=max(job.updated_ms, now_ms), **fields)
+    updated_ms = max(job.updated_ms, now_ms)
+    if status in WAITING:
+        fields["ready_ms"] = fields.get("due_ms") or updated_ms
+    after = replace(job, seq=job.seq + 1, status=status, updated_ms=updated_ms, **fields)
     return Change(after, (_event(job, after, "status"),))
 
 

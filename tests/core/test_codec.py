@@ -40,6 +40,8 @@ FULL = Job(
     started_ms=3,
     completed_ms=4,
     due_ms=5,
+    ready_ms=6,
+    begun_ms=7,
     fence=2**53,
     worker="w",
     cancel_requested=True,
@@ -69,6 +71,7 @@ REQUEST = Request(
     headers=(("Accept", "a"), ("Accept", "b")),
     route_params={"n": ("int", 10**30), "x": ("float", 1.0), "u": ("uuid", "0190f3c0-0000-7000-8000-000000000000")},
     query_params=(("q", "1"), ("q", "2")),
+    trace_context={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"},
 )
 
 

@@ -152,7 +152,7 @@ def test_a_refusal_says_in_which_states_it_would_be_possible() -> None:
 def test_a_job_is_born_with_one_event_that_holds_the_whole_document(status: Status) -> None:
     job = a_job(status, seq=0, owner="o")
     born, events = accept(job).job, accept(job).events
-    assert born == replace(job, seq=1)
+    assert born == replace(job, seq=1, ready_ms=1_000 if status is Q else 3_000)
     (event,) = events
     assert (event.seq, event.since, event.type, event.status, event.at_ms) == (1, 0, "status", status, 2_000)
     assert (event.job_id, event.name, event.queue, event.owner) == ("j", "N", "default", "o")
@@ -179,6 +179,7 @@ def test_claim_gives_the_job_an_owner_and_a_fresh_attempt(status: Status) -> Non
         seq=5,
         attempt=5,
         started_ms=NOW,
+        begun_ms=NOW,
         updated_ms=NOW,
         due_ms=None,
         fence=9,
@@ -305,7 +306,8 @@ def test_a_job_survives_as_many_lost_leases_as_allowed(allowed: int) -> None:
 
 def test_a_release_counts_neither_as_a_retry_nor_as_a_lost_lease() -> None:
     held = a_job(P, max_lost_leases=0, max_retries=0)
-    assert decide(held, Release(now_ms=NOW)).job == replace(held, status=Q, seq=5, updated_ms=NOW, fence=0, worker=None)
+    released = replace(held, status=Q, seq=5, updated_ms=NOW, ready_ms=NOW, fence=0, worker=None)
+    assert decide(held, Release(now_ms=NOW)).job == released
 
 
 # Explicit retry.
@@ -316,6 +318,7 @@ def test_an_explicit_retry_clears_what_the_contract_says_and_nothing_else(status
     ended = a_job(
         status,
         attempt=5,
+        begun_ms=1_400,
         retry_count=2,
         lost_leases=4,
         error=FAILURE,
@@ -332,6 +335,8 @@ def test_an_explicit_retry_clears_what_the_contract_says_and_nothing_else(status
         status=Q,
         seq=5,
         updated_ms=NOW,
+        ready_ms=NOW,
+        begun_ms=None,
         retry_count=0,
         lost_leases=0,
         error=None,
@@ -342,6 +347,24 @@ def test_an_explicit_retry_clears_what_the_contract_says_and_nothing_else(status
 
 
 # Time.
+
+
+def test_ready_is_since_it_may_be_claimed_and_begun_the_claim_of_the_first_attempt() -> None:
+    def times(job: Job) -> tuple[int | None, int | None]:
+        return job.ready_ms, job.begun_ms
+
+    def claim(now_ms: int) -> Claim:
+        return Claim(now_ms=now_ms, worker="w", fence=1)
+
+    job = accept(a_job(S, seq=0)).job
+    assert times(job) == (3_000, None)
+    assert times(job := run(job, claim(3_100))) == (3_000, 3_100)
+    assert times(job := run(job, Fail(now_ms=4_000, failure=FAILURE, delay_ms=50))) == (4_050, 3_100)
+    assert times(job := run(job, claim(5_000))) == (4_050, 3_100)
+    assert times(job := run(job, Lapse(now_ms=6_000))) == (6_000, 3_100)
+    assert times(job := run(job, claim(7_000), Fail(now_ms=7_100, failure=FATAL))) == (6_000, 3_100)
+    assert times(job := run(job, Retry(now_ms=8_000))) == (8_000, None)
+    assert times(run(job, claim(9_000))) == (8_000, 9_000)
 
 
 def test_a_clock_that_was_set_back_does_not_make_history_run_backwards() -> None:

@@ -28,6 +28,8 @@ from callboard.runtime import (
 from callboard.runtime.config import MAX_BULK_JOBS
 from callboard.runtime.core.store import Delete, Outcome, Write
 from callboard.runtime.store_actor import MAX_BATCH, MAX_PENDING, StoreActor
+from callboard.runtime.telemetry import Telemetry
+from callboard.runtime.tracing import Tracing
 
 IDLE = Config(max_concurrent_jobs=0)
 CHOSEN = "018f3c1e-5b7a-7cc3-98c4-dc0c0c07398f"
@@ -339,7 +341,13 @@ def test_a_bulk_request_fits_into_one_commit() -> None:
 
 async def test_what_waits_for_the_store_is_counted_by_the_job(autojump_clock: MockClock) -> None:
     store = Counting()
-    actor = StoreActor(store, publish=lambda events: None, recovered=lambda: None)
+    actor = StoreActor(
+        store,
+        publish=lambda events: None,
+        recovered=lambda: None,
+        telemetry=Telemetry(),
+        tracing=Tracing(None, "counting"),
+    )
     one: Any = object()
     refused = 0
 
