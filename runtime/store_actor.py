@@ -210,17 +210,13 @@ class StoreActor:
         return await self._ask(self._writes, lambda: self._store.set_paused(queue, paused))
 
     async def get(self, job_id: str) -> Job | None:
-        reply: Reply[Job | None] = Reply()
-        self._reads.put(_Get(job_id, reply, self._tracing.sender()))
-        return await reply.get()
+        return await self._ask_for(job_id).get()
 
     async def get_many(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
         """In the same order; None also for a record that cannot be read."""
-        replies: dict[str, Reply[Job | None]] = {job_id: Reply() for job_id in job_ids}
-        for question in replies.items():
-            self._reads.put(question)
+        replies = [self._ask_for(job_id) for job_id in job_ids]
         jobs: list[Job | None] = []
-        for reply in replies.values():
+        for reply in replies:
             try:
                 jobs.append(await reply.get())
             except StoreRefused:
@@ -247,6 +243,11 @@ class StoreActor:
 
     async def now_ms(self) -> int:
         return await self._ask(self._reads, self._store.now_ms)
+
+    def _ask_for(self, job_id: str) -> Reply[Job | None]:
+        reply: Reply[Job | None] = Reply()
+        self._reads.put(_Get(job_id, reply, self._tracing.sender()))
+        return reply
 
     async def _ask(self, lane: _Lane, call: Callable[[], Awaitable[T]]) -> T:
         reply: Reply[T] = Reply()
