@@ -184,7 +184,7 @@ async def test_a_job_that_fits_no_longer_gets_one_last_event(autojump_clock: Moc
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.IN_PROGRESS, Status.SCHEDULED])
 async def test_who_is_told_of_a_passing_state_is_told_of_its_end(autojump_clock: MockClock, status: Status) -> None:
     """The store answers slowly: what is read may be over by the time it is told."""
-    store = FaultyStore()
+    store, source = FaultyStore(), random.Random(1)
     store.slow_seconds = {"get": 0.3}
     async with opened(store, work, config=Config(max_concurrent_jobs=3)) as runtime:
         async with runtime.feed(JobFilter(statuses=(status,))) as items:
@@ -192,10 +192,72 @@ async def test_who_is_told_of_a_passing_state_is_told_of_its_end(autojump_clock:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(picture.follow, items)
                 for _ in range(30):
-                    await runtime.submit("work", delay_seconds=random.Random(1).choice([0, 2]))
+                    await runtime.submit("work", delay_seconds=source.choice([0, 2]))
                     await trio.sleep(0.2)
         assert picture.gone, "nobody was told of: the test tests nothing"
         assert picture.documents == {}
+
+
+@pytest.mark.parametrize("known_by", ["its birth", "a list"])
+async def test_a_job_that_leaves_while_it_is_being_looked_at_is_told_to_leave(
+    autojump_clock: MockClock, known_by: str
+) -> None:
+    async def may_see(job: Job) -> bool:
+        await trio.sleep(1)
+        return True
+
+    async with opened(None, work, config=IDLE) as runtime:
+        async with runtime.feed(JobFilter(statuses=(Status.QUEUED,)), may_see=may_see) as items:
+            picture = Picture(Status.QUEUED)
+            publish = runtime._hub.publish
+            if known_by == "a list":
+                runtime._hub.publish = lambda events: None  # type: ignore[method-assign]
+            job = await runtime.submit("work")
+            runtime._hub.publish = publish  # type: ignore[method-assign]
+            if known_by == "a list":
+                runtime._hub.lag_all()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(picture.follow, items)
+                await trio.sleep(0.5)
+                await runtime.cancel(job.id)
+            assert (picture.documents, list(picture.gone)) == ({}, [job.id])
+
+
+async def test_a_birth_that_waited_while_the_job_left_is_not_told_as_if_it_stayed(autojump_clock: MockClock) -> None:
+    async with opened(None, work, config=IDLE) as runtime:
+        async with runtime.feed(JobFilter(statuses=(Status.QUEUED,))) as items:
+            job = await runtime.submit("work")
+            await runtime.cancel(job.id)
+            picture = Picture(Status.QUEUED)
+            await picture.follow(items)
+            assert picture.documents == {}
+
+
+async def test_a_told_job_that_left_unheard_is_told_to_leave(autojump_clock: MockClock) -> None:
+    async with opened(None, work, config=IDLE) as runtime:
+        async with runtime.feed(JobFilter(statuses=(Status.QUEUED,))) as items:
+            picture = Picture(Status.QUEUED)
+            job = await runtime.submit("work")
+            await picture.follow(items, until_quiet_seconds=100)
+            publish, runtime._hub.publish = runtime._hub.publish, lambda events: None  # type: ignore[method-assign]
+            await runtime.cancel(job.id)
+            runtime._hub.publish = publish  # type: ignore[method-assign]
+            runtime._hub.lag_all()
+            await picture.follow(items)
+            assert (picture.documents, list(picture.gone)) == ({}, [job.id])
+
+
+async def test_a_job_from_long_before_that_ended_unheard_is_told(autojump_clock: MockClock) -> None:
+    async with opened(None, work, config=Config(max_subscriber_events=1)) as runtime:
+        old = await runtime.submit("work", delay_seconds=200)
+        await trio.sleep(100)
+        async with runtime.feed() as items:
+            picture = Picture()
+            await picture.follow(items)
+            await trio.sleep(200)
+            await picture.follow(items)
+            assert picture.gaps > 0
+            await picture.check(runtime, [old.id])
 
 
 async def test_may_see_is_asked_once_for_each_job(autojump_clock: MockClock) -> None:

@@ -173,6 +173,20 @@ async def test_unsubscribe_ends_it_at_once(site: Site) -> None:
         assert site.board.runtime.stats().subscribers == 1
 
 
+async def test_nothing_comes_after_unsubscribed_although_much_waited(open_site: OpenSite) -> None:
+    site = await open_site(config=replace(CONFIG, progress_interval_seconds=0))
+    job = await site.submit("/api/flood", 400)
+    async with client(site, receive_buffer=4096) as one:
+        await one.ask(type="subscribe", sub="s", id=job["id"], after=0)
+        site.gates.open("flood")
+        await site.ended(job["id"])
+        await one.say(type="unsubscribe", sub="s")
+        await one.until("unsubscribed", "s")
+        assert one.by_sub["s"][-1]["job"].get("status") != "Completed", "nothing waited: the test tests nothing"
+        assert code(await one.ask(type="unsubscribe", sub="s")) == ("error", "unknown-sub")
+        assert (await one.ask(type="subscribe", sub="s", id=job["id"]))["type"] == "subscribed"
+
+
 async def test_cancel_is_answered_at_once_and_its_end_comes_as_an_event(site: Site) -> None:
     job = await site.submit("/api/slow", {})
     async with client(site) as one:
@@ -472,6 +486,17 @@ async def test_a_feed_shows_callers_their_own_jobs_only(open_site: OpenSite) -> 
             unknown = await bob.ask(type=kind, id=UNKNOWN)
             assert code(refused) == ("error", "job-not-found")
             assert {**refused, "id": "", "sub": ""} == {**unknown, "id": "", "sub": ""}
+
+
+async def test_a_feed_is_bound_to_its_caller_also_where_authorize_allows_everything(open_site: OpenSite) -> None:
+    site = await open_site(identify=identify, authorize=lambda request, action, job: True)
+    async with client_of(site, "ann") as ann:
+        await ann.ask(type="subscribe", sub="all")
+        await site.submit(Prefer="wait=5", X_User="bob")
+        own = await site.submit(Prefer="wait=5", X_User="ann")
+        while not ann.by_sub["all"] or ann.by_sub["all"][-1]["job"].get("status") != "Completed":
+            await ann.next()
+        assert {frame["job"]["id"] for frame in ann.by_sub["all"]} == {own["id"]}
 
 
 async def test_authorize_is_asked_for_every_message_and_every_job_of_a_feed(open_site: OpenSite) -> None:
