@@ -2,23 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import trio
 from tests.runtime.kit import Census, FaultyStore, handler
 
 from callboard.runtime import Config, Handler, JobContext
-from callboard.stores.memory import MemoryDatabase
+from callboard.stores.memory import MemoryDatabase, MemoryStore
 from callboard.stores.sqlite import SqliteStore
 from callboard.testing import virtual_now_ms
 
-__all__ = ["IDLE", "NO_NET", "Depot", "Kind", "working"]
+__all__ = ["IDLE", "Depot", "Kind", "working"]
 
 Kind = Literal["memory", "sqlite"]
 
+T = TypeVar("T", bound=FaultyStore)
+
 IDLE = Config(max_concurrent_jobs=0)
-NO_NET = Config(poll_seconds=100_000)
-"""Whoever misses a wake-up message misses it for good."""
 
 
 class Depot:
@@ -32,12 +32,15 @@ class Depot:
         self.path = folder / "jobs.db"
         self._memory = MemoryDatabase()
 
-    def connect(self, make: Callable[..., FaultyStore] = FaultyStore, **options: Any) -> FaultyStore:
+    def connect(self, make: Callable[[], T] = FaultyStore) -> T:  # type: ignore[assignment]
         """A store that is not open yet."""
+        store = make()
         if self.kind == "memory":
-            return make(self._memory, **options)
-        inner = SqliteStore(self.path, clock=virtual_now_ms, synchronous="NORMAL", inline_commit_below_ms=1e9)
-        return make(inner=inner, **options)
+            store._inner = MemoryStore(self._memory, clock=virtual_now_ms)
+        else:
+            inner = SqliteStore(self.path, clock=virtual_now_ms, synchronous="NORMAL", inline_commit_below_ms=1e9)
+            store._inner = inner  # type: ignore[assignment]
+        return store
 
 
 def working(census: Census, seconds: float, name: str = "work", **options: Any) -> Handler:

@@ -56,9 +56,7 @@ async def test_c02_a_shutdown_strands_nothing_and_keeps_what_is_finished(
 
 
 @pytest.mark.parametrize("ghost", ["canceled", "purged", "submitted anew", "put off", "of no handler", "claimed"])
-async def test_c03_no_ghost_at_the_head_stalls_the_queue(
-    depot: Depot, ghost: str, autojump_clock: MockClock
-) -> None:
+async def test_c03_no_ghost_at_the_head_stalls_the_queue(depot: Depot, ghost: str, autojump_clock: MockClock) -> None:
     """An id at the head of the queue that had no record or the wrong state failed every claim, and nothing behind it ran."""
     census = Census()
     elsewhere = working(census, 1000, "elsewhere")

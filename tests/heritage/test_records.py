@@ -76,7 +76,9 @@ def test_c10_nothing_that_a_store_hands_out_can_be_changed() -> None:
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
     ]
-    assert {"Job", "Request", "Progress", "Failure", "Event", "Claimed", "Committed"} <= {kind.__name__ for kind in kinds}
+    assert {"Job", "Request", "Progress", "Failure", "Event", "Claimed", "Committed"} <= {
+        kind.__name__ for kind in kinds
+    }
     assert [kind for kind in kinds if not kind.__struct_config__.frozen] == []
 
 
@@ -135,8 +137,8 @@ async def test_c10_what_a_handler_does_to_its_arguments_stays_with_it(depot: Dep
 class Counting(FaultyStore):
     """Knows how many jobs each ``lapse`` took."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self) -> None:
+        super().__init__()
         self.lapsed: list[tuple[int, int]] = []
 
     async def lapse(self, *, limit: int) -> Any:
@@ -154,16 +156,13 @@ async def test_c11_ended_jobs_leave_nothing_to_look_at_and_recovery_is_bounded(
     async with opened(dying, working(census, 100), config=slots) as runtime:
         for _ in range(450):
             await runtime.submit("work")
-        while len(census.runs) < 450:
-            await trio.sleep(0.1)
+        await trio.sleep(5)
+        assert len(census.runs) == 450
         hard_stop(runtime, dying)
     healing = depot.connect(Counting)
-    assert isinstance(healing, Counting)
     async with opened(healing, working(census, 0), config=slots, seed=2) as runtime:
-        while sum(taken for _, taken in healing.lapsed) < 450:
-            await trio.sleep(0.1)
-        while any(not status.is_terminal for (_, status), count in (await runtime.counts()).items() if count):
-            await trio.sleep(0.1)
+        await trio.sleep(20)
+        assert sum(taken for _, taken in healing.lapsed) == 450
         assert max(limit for limit, _ in healing.lapsed) <= 200
         assert (await healing.next_due()).lease_ms is None
         assert await healing.lapse(limit=1000) == []

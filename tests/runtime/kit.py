@@ -40,19 +40,10 @@ VERBS = (*WRITES, *READS, "wait_news")
 
 
 class FaultyStore:
-    """A connection to a memory database that can be slow, cut off, or buggy. Two on one database stand for two processes.
+    """A connection to a memory database that can be slow, cut off, or buggy. Two on one database stand for two processes."""
 
-    ``inner`` is another driver to stand before.
-    """
-
-    def __init__(
-        self,
-        database: MemoryDatabase | None = None,
-        *,
-        clock: Callable[[], int] = virtual_now_ms,
-        inner: Store | None = None,
-    ) -> None:
-        self._inner: Store = MemoryStore(database, clock=clock) if inner is None else inner
+    def __init__(self, database: MemoryDatabase | None = None, *, clock: Callable[[], int] = virtual_now_ms) -> None:
+        self._inner = MemoryStore(database, clock=clock)
         self._broken: dict[str, tuple[float, Callable[[], Exception], bool]] = {}
         self.slow_seconds: dict[str, float] = {}
         """Verb -> seconds that the call takes after it has taken effect."""
