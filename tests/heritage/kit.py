@@ -1,6 +1,5 @@
 """What the tests of another library's defects share: databases of both kinds on virtual time, with connections that can be cut."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -32,9 +31,12 @@ class Depot:
         self.path = folder / "jobs.db"
         self._memory = MemoryDatabase()
 
-    def connect(self, make: Callable[[], T] = FaultyStore) -> T:  # type: ignore[assignment]
+    def connect(self) -> FaultyStore:
         """A store that is not open yet."""
-        store = make()
+        return self.behind(FaultyStore())
+
+    def behind(self, store: T) -> T:
+        """Let ``store`` stand before this database."""
         if self.kind == "memory":
             store._inner = MemoryStore(self._memory, clock=virtual_now_ms)
         else:

@@ -15,7 +15,7 @@ import pytest
 import trio
 from tests.e2e.harness import Site, check_records, post, until, until_ended
 
-from callboard.runtime.core.commands import Release, Stop
+from callboard.runtime.core.commands import Command, Release, Stop
 from callboard.runtime.core.job import Status
 from callboard.stores.conformance_bench import after, cancel, failing, progress, retry, submit, succeed
 from callboard.stores.sqlite import SqliteStore

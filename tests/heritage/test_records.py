@@ -159,7 +159,7 @@ async def test_c11_ended_jobs_leave_nothing_to_look_at_and_recovery_is_bounded(
         await trio.sleep(5)
         assert len(census.runs) == 450
         hard_stop(runtime, dying)
-    healing = depot.connect(Counting)
+    healing = depot.behind(Counting())
     async with opened(healing, working(census, 0), config=slots, seed=2) as runtime:
         await trio.sleep(20)
         assert sum(taken for _, taken in healing.lapsed) == 450
