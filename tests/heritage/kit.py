@@ -7,15 +7,17 @@ import trio
 from tests.runtime.kit import Census, FaultyStore, handler
 
 from callboard.runtime import Config, Handler, JobContext
+from callboard.runtime.core.store import Store
 from callboard.stores.memory import MemoryDatabase, MemoryStore
 from callboard.stores.sqlite import SqliteStore
 from callboard.testing import virtual_now_ms
 
-__all__ = ["IDLE", "Depot", "Kind", "working"]
+__all__ = ["IDLE", "Depot", "Kind", "opened_store", "working"]
 
 Kind = Literal["memory", "sqlite"]
 
 T = TypeVar("T", bound=FaultyStore)
+S = TypeVar("S", bound=Store)
 
 IDLE = Config(max_concurrent_jobs=0)
 
@@ -43,6 +45,12 @@ class Depot:
             inner = SqliteStore(self.path, clock=virtual_now_ms, synchronous="NORMAL", inline_commit_below_ms=1e9)
             store._inner = inner  # type: ignore[assignment]
         return store
+
+
+async def opened_store(store: S, worker: str = "w") -> S:
+    """``store``, open."""
+    await store.open(worker=worker, max_events_per_job=50)
+    return store
 
 
 def working(census: Census, seconds: float, name: str = "work", **options: Any) -> Handler:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from tests.heritage.kit import Depot
+from tests.heritage.kit import Depot, opened_store
 from tests.web.conftest import OpenSite
 from tests.web.workshop import CONFIG, Site, assert_problem, frames, patient
 
@@ -87,8 +87,7 @@ async def test_c04_a_job_that_recovery_failed_can_be_read_everywhere(depot: Depo
     config = Config(max_lost_leases=0, max_concurrent_jobs=0, drain_seconds=0.6)
     first = await open_site(store=connect(), config=config)
     submitted = await first.submit("/api/hold/a", {})
-    dying = connect()
-    await dying.open(worker="dying", max_events_per_job=10)
+    dying = await opened_store(connect(), "dying")
     assert len(await dying.claim(queues=["default"], names=["Hold"], limit=1, lease_ms=1)) == 1
     await dying.aclose()
     site = await open_site(store=connect(), config=config)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 from tests.e2e.harness import Site, check_records, post, until, until_ended
+from tests.heritage.kit import opened_store
 
 from callboard.runtime.core.commands import Command, Release, Stop
 from callboard.runtime.core.job import Status
@@ -66,8 +67,7 @@ async def test_c07_a_crash_between_any_two_steps_loses_nothing(tmp_path: Path, m
     folder.mkdir()
     crashes = Crashes(tmp_path / "jobs.db", folder)
     with crashes.watched(monkeypatch):
-        store = SqliteStore(crashes.path, clock=lambda: now_ms, inline_commit_below_ms=1e9)
-        await store.open(worker="w", max_events_per_job=50)
+        store = await opened_store(SqliteStore(crashes.path, clock=lambda: now_ms, inline_commit_below_ms=1e9))
         for number in range(1, 10):
             crashes.accepted |= {job.id for job in await submit(store, number, max_retries=1)}
         delayed = await submit(store, 10, status=Status.SCHEDULED, due_ms=START_MS + 5000)
@@ -100,7 +100,7 @@ async def check_rescued(copy: Path, accepted: set[str], statement: str) -> None:
     check_records(copy)
     now_ms = START_MS + 100_000
     store = SqliteStore(copy, clock=lambda: now_ms, synchronous="NORMAL", inline_commit_below_ms=1e9)
-    await store.open(worker="next", max_events_per_job=50)
+    await opened_store(store, "next")
     await store.lapse(limit=100)
     for one in await store.claim(**CLAIM):
         await store.commit([after(one.job, succeed(now_ms))])

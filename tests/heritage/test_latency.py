@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 from msgspec.structs import replace
-from tests.heritage.kit import IDLE, Depot, working
+from tests.heritage.kit import IDLE, Depot, opened_store, working
 from tests.runtime.kit import Census, FaultyStore, opened
 from trio.testing import MockClock
 
@@ -159,8 +159,7 @@ async def test_b05_a_claim_costs_the_same_however_many_jobs_there_are(
     for ended, waiting in ((20, 20), (3000, 400)):
         folder = tmp_path / str(ended)
         folder.mkdir()
-        store = Depot(depot.kind, folder).connect()
-        await store.open(worker="w", max_events_per_job=5)
+        store = await opened_store(Depot(depot.kind, folder).connect())
         calls = await steps_of_a_claim(store, ended, waiting, 1)
         before = machine_steps()
         await store.claim(queues=["default"], names=["send"], limit=1, lease_ms=10_000)

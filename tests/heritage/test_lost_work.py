@@ -3,10 +3,13 @@
 Each test is named by the defect's number in ``docs/from-asyncendpoints.md``.
 """
 
+from pathlib import Path
+
 import pytest
 import trio
 from tests.heritage.kit import IDLE, Depot, working
 from tests.runtime.kit import Census, handler, hard_stop, opened
+from tests.stores.kit import run_sql
 from trio.testing import MockClock
 
 from callboard.runtime import Config, JobContext, Runtime, Status
@@ -81,6 +84,19 @@ async def test_c03_no_ghost_at_the_head_stalls_the_queue(depot: Depot, ghost: st
                 await behind(runtime, busy.id)
         else:
             await behind(runtime, busy.id)
+
+
+async def test_c03_heads_that_cannot_be_read_stall_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The same where the head's record is damaged, as only a file can be; one slot, so that a claim sees one job at a time."""
+    census, depot = Census(), Depot("sqlite", tmp_path)
+    config = Config(max_concurrent_jobs=1, poll_seconds=100_000)
+    async with opened(depot.connect(), working(census, 10), config=config) as runtime:
+        busy = await runtime.submit("work")
+        await trio.sleep(1)
+        heads = [await runtime.submit("work", priority=1000) for _ in range(30)]
+        for head in heads:
+            run_sql(depot.path, f"UPDATE job SET record = 'x' WHERE id = '{head.id}'")
+        await behind(runtime, busy.id)
 
 
 async def behind(runtime: Runtime, busy_id: str) -> None:
