@@ -49,7 +49,7 @@ class Depot:
 
 async def opened_store(store: S, worker: str = "w") -> S:
     """``store``, open."""
-    await store.open(worker=worker, max_events_per_job=50)
+    await store.open(worker=worker, max_events_per_job=50, max_attempts_per_job=10)
     return store
 
 

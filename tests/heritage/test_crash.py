@@ -108,6 +108,8 @@ async def check_rescued(copy: Path, accepted: set[str], statement: str) -> None:
     for job_id, job in jobs.items():
         assert job is not None, f"{job_id} is gone after a crash before {statement}"
         assert job.status in ("Completed", "Canceled"), f"{job} is stranded by a crash before {statement}"
+        history = [record.attempt for record in await store.attempts(job_id)]
+        assert history == list(range(1, job.attempt + 1)), f"{history} of {job} after a crash before {statement}"
     ended = {status for (_, status), count in (await store.counts()).items() if count}
     assert ended <= {Status.COMPLETED, Status.CANCELED}, f"{ended} after a crash before {statement}"
     await store.aclose()

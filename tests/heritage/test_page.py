@@ -39,10 +39,11 @@ NOT_MERGED: frozenset[str] = frozenset(
         "callboard_processing_seconds",
         "GET /jobs/<id>/events",
         "WS /jobs/stream",
-        "GET /jobs/<id>/attempts",
-        "POST /jobs/queues/<queue>/pause",
         "process",
         "responses",
+        "runtime/test_telemetry.py",
+        "runtime/test_tracing.py",
+        "web/test_metrics.py",
         "web/test_responses.py",
     }
 )
@@ -192,7 +193,7 @@ async def test_metrics_are_those_that_are_told(site: Site) -> None:
 
 async def test_routes_are_mounted(site: Site) -> None:
     rules = {
-        (method, re.sub(r"<(\w+:)?job_id>", "<id>", rule.rule))
+        (method, re.sub(r"<job_id>", "<id>", re.sub(r"<\w+:", "<", rule.rule)))
         for rule in site.app.url_map.iter_rules()
         for method in (["WS"] if rule.websocket else rule.methods or ())
     }
@@ -222,7 +223,7 @@ def test_every_test_that_the_index_names_is_there() -> None:
     checks = {check.__name__ for check in CHECKS}
     for name in (name for cells in (*defects, *wanted) for name in re.findall(r"`([^`]+)`", cells[-1])):
         path, _, test = name.partition("::")
-        if name in NOT_MERGED:
+        if path in NOT_MERGED and not (ROOT / "tests" / path).exists():
             continue
         assert "/" in path, f"{name} names no file"
         if test.startswith("promise_"):
