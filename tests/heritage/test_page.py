@@ -40,11 +40,9 @@ NOT_MERGED: frozenset[str] = frozenset(
         "GET /jobs/<id>/events",
         "WS /jobs/stream",
         "process",
-        "responses",
         "runtime/test_telemetry.py",
         "runtime/test_tracing.py",
         "web/test_metrics.py",
-        "web/test_responses.py",
     }
 )
 """What others build at this moment. Empty once all of it is there."""
