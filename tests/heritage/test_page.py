@@ -21,6 +21,7 @@ from callboard.runtime.context import Reports
 from callboard.runtime.core.document import FIELDS
 from callboard.stores.conformance import CHECKS
 from callboard.web import Callboard
+from callboard.web.options import MappingOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "from-asyncendpoints.md"
@@ -134,7 +135,8 @@ def test_options_that_the_page_gives_exist() -> None:
         *inspect.signature(Callboard.__init__).parameters,
         *inspect.signature(Callboard.map).parameters,
         *inspect.signature(Runtime.submit).parameters,
-        *(field.name for field in (*fields(Handler), *fields(Config))),
+        *MappingOptions.__annotations__,
+        *(field.name for field in fields(Config)),
         *inspect.signature(importlib.import_module("callboard.runtime").JobFailed.__init__).parameters,
         *("submitted", "status", "error"),  # of Responses
         *("ge", "le"),  # of msgspec.Meta
