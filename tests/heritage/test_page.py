@@ -38,8 +38,6 @@ NOT_MERGED: frozenset[str] = frozenset(
         "callboard_store_operation_seconds",
         "callboard_store_operation_seconds_count",
         "callboard_processing_seconds",
-        "GET /jobs/<id>/events",
-        "WS /jobs/stream",
         "process",
         "runtime/test_telemetry.py",
         "runtime/test_tracing.py",
