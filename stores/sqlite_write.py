@@ -31,6 +31,9 @@ __all__ = ["MAX_PROMOTED", "claim", "commit", "extend", "lapse", "promote", "pru
 MAX_PROMOTED: Final = 2000
 """So many jobs that fell due become ready in one transaction; a claim that finds more makes several, so that the loop turns."""
 
+_MAX_ROUNDS: Final = 100
+"""So often one claim sets aside what it cannot read and chooses anew; behind still more of them, others wait for the next claim."""
+
 _PROMOTE: Final = (
     "UPDATE job SET ready = 1, due_ms = NULL"
     " WHERE serial IN (SELECT serial FROM job WHERE due_ms <= ? ORDER BY due_ms, serial LIMIT ?)"
@@ -89,9 +92,15 @@ def claim(
     What cannot be read is set aside.
     """
     paused = {queue for (queue,) in ledger.connection.execute(_PAUSED)}
-    chosen = _choose(ledger.connection, [pair for pair in pairs if pair[0] not in paused], limit)
-    rows = ledger.load_serials(chosen, unreadable="pass over")
-    requests = _requests(ledger.connection, rows)
+    open_pairs = [pair for pair in pairs if pair[0] not in paused]
+    for _ in range(_MAX_ROUNDS):
+        chosen = _choose(ledger.connection, open_pairs, limit)
+        rows = ledger.load_serials(chosen, unreadable="pass over")
+        requests = _requests(ledger.connection, rows)
+        if len(requests) == len(chosen):
+            break
+        # What stands behind must not wait: fewer than asked for means to the runtime that there are no more.
+        _set_aside(ledger.connection, [serial for serial in chosen if serial not in requests])
     claimed = []
     for row in rows:
         request = requests.get(row.job.serial)
@@ -99,8 +108,6 @@ def claim(
             change = decide(row.job, Claim(now_ms=now_ms, worker=worker, fence=ledger.next_fence()))
             ledger.change(row, change.job, change.events, lease_ms=lease_ms)
             claimed.append(Claimed(change.job, request, change.events))
-    taken = {one.job.serial for one in claimed}
-    _set_aside(ledger.connection, [serial for serial in chosen if serial not in taken])
     ledger.flush()
     return claimed
 
@@ -219,8 +226,7 @@ def _requests(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[int, 
 
 def _set_aside(connection: sqlite3.Connection, serials: Sequence[int]) -> None:
     """Let no claim stumble over them again, until someone opens the store anew, who may know how to read them."""
-    if serials:
-        connection.execute(_SET_ASIDE, (json_array(serials),))
+    connection.execute(_SET_ASIDE, (json_array(serials),))
 
 
 def _put_off(connection: sqlite3.Connection, serials: Sequence[int], lease_ms: int) -> None:
