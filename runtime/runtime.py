@@ -7,6 +7,7 @@
            ├─ leases ............. heartbeat
            ├─ timers ............. deadlines, reaper, retention
            ├─ dispatcher ......... free slots -> claim -> directory
+           ├─ workers ............ processes of handlers with process=True
            └─ directory
                 └─ supervisor .... one per job that runs or is spoken to
                      └─ attempt .. the handler in its cancel scopes
@@ -19,6 +20,7 @@ it keeps its slot and its lease, and leaving ``open_runtime`` waits for it.
 """
 
 import logging
+import multiprocessing
 import random as randomness
 import sys
 import uuid
@@ -41,7 +43,9 @@ from callboard.runtime.handlers import Handler, Handlers
 from callboard.runtime.hub import Hub
 from callboard.runtime.ids import IdFactory
 from callboard.runtime.leases import Leases
+from callboard.runtime.processes import Processes, WorkerProcesses
 from callboard.runtime.rates import Rates
+from callboard.runtime.references import check_reference
 from callboard.runtime.store_actor import StoreActor
 from callboard.runtime.threads import Threads
 from callboard.runtime.timers import Timers
@@ -63,6 +67,8 @@ class Runtime(Client):
         around: Around | None,
         random: randomness.Random,
         threads: Threads | None,
+        processes: Processes | None,
+        claims: bool,
     ) -> None:
         self.config = config
         self.handlers = handlers
@@ -76,6 +82,7 @@ class Runtime(Client):
         self._ids = IdFactory(self._clock.now_ms, random)
         self._hub = Hub()
         self._rates = Rates(trio.current_time)
+        self._workers = WorkerProcesses(config)
         self._directory = Directory(
             store=self._store,
             handlers=handlers,
@@ -84,14 +91,21 @@ class Runtime(Client):
             random=random.random,
             around=around,
             threads=threads,
+            processes=processes or self._workers,
         )
         self._dispatcher = Dispatcher(self._directory)
+        if not claims:
+            self._dispatcher.hold()
         self._leases = Leases(self._directory)
         self._timers = Timers(self._directory, self._dispatcher, self._leases)
         self._stop = trio.Event()
         self._finished = trio.Event()
         self._has_failed = False
         self._drained = trio.Event()
+
+    def begin_claiming(self) -> None:
+        """Run jobs from now on, where ``open_runtime(claims=False)`` put that off. Idempotent."""
+        self._dispatcher.begin()
 
     # Ending
 
@@ -124,6 +138,7 @@ class Runtime(Client):
                     services.start_soon(self._timers.run)
                     services.start_soon(self._timers.prune)
                     services.start_soon(self._dispatcher.run)
+                    services.start_soon(self._workers.serve)
                     services.start_soon(self._drain_when_asked)
                     task_status.started()
                     await self._stop.wait()
@@ -206,11 +221,15 @@ async def open_runtime(
     around: Around | None = None,
     random: randomness.Random | None = None,
     threads: Threads | None = None,
+    processes: Processes | None = None,
+    claims: bool = True,
 ) -> AsyncIterator[Runtime]:
     """Open ``store`` and run jobs with ``handlers`` until the block is left, then drain and close the store.
 
     ``around()`` is entered round every attempt. ``random`` draws ids and jitter; by default the system's randomness.
-    ``threads`` runs plain functions; by default trio's worker threads. Raises StoreRefused, StoreUnavailable when the
+    ``threads`` runs plain functions; by default trio's worker threads. ``processes`` runs those of ``process=True``; by default worker
+    processes of this runtime. Without ``claims`` it accepts jobs and runs none until ``begin_claiming``. Raises HandlerError for
+    a handler that no worker process would find, StoreRefused, StoreUnavailable when the
     store cannot be opened. A bug in the runtime cancels the block and comes out as an ExceptionGroup; the block's own
     exceptions come out as they are.
     """
@@ -218,8 +237,15 @@ async def open_runtime(
         raise ConfigError("open_runtime takes a store, not a URL: callboard.stores.opening.open_store(url) makes one")
     registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
     settings = config or Config()
+    _refuse_start_in_worker()
+    if processes is None:
+        for handler in registry:
+            if handler.runs_in == "process":
+                check_reference(handler.function, f"handler {handler.name!r}")
     source = random or randomness.SystemRandom()
-    runtime = Runtime(store, registry, settings, around=around, random=source, threads=threads)
+    runtime = Runtime(
+        store, registry, settings, around=around, random=source, threads=threads, processes=processes, claims=claims
+    )
     await store.open(
         worker=runtime.worker,
         max_events_per_job=settings.max_events_per_job,
@@ -247,3 +273,11 @@ async def open_runtime(
         if sys.exc_info()[0] is not None:
             with trio.CancelScope(shield=True):
                 await store.aclose()
+
+
+def _refuse_start_in_worker() -> None:
+    # A worker process imports the script that was started, to find the handlers in it.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            "a worker process must not start what it only imports: put the start of the server under if __name__ == '__main__':"
+        )
