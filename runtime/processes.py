@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
@@ -133,14 +133,14 @@ class WorkerProcesses:
         return call.ending
 
     async def _work(self, context: WorkerContext, token: str, call: "_Call") -> None:
-        is_over = False
+        is_over, died = False, None
         try:
             # What goes through the pool's own pipe is small: a worker that dies while a long job is being written to it would be
             # replaced again and again.
             await context.run_sync(work, self._address, token, kill_on_cancel=True, limiter=self._limiter)
             is_over = True
         except BrokenWorkerError as error:
-            self._raise_died(error, call)
+            died = self._death(error, call)
         except OSError as error:
             raise ProcessDied(f"No worker process could be started: {error}") from error
         finally:
@@ -149,12 +149,15 @@ class WorkerProcesses:
                 call.kill()
             with trio.move_on_after(RESULT_SECONDS if is_over else LAST_WORDS_SECONDS, shield=True):
                 await call.wait_ended()
+        if died is not None:
+            # Not raised above: the pool's exception holds the process and its descriptors, and this one may be kept for long.
+            raise died
 
-    def _raise_died(self, error: BrokenWorkerError, call: "_Call") -> NoReturn:
+    def _death(self, error: BrokenWorkerError, call: "_Call") -> ProcessDied:
         if call.violation is not None:
-            raise ProcessDied(f"The worker process was ended: it sent {call.violation}") from None
+            return ProcessDied(f"The worker process was ended: it sent {call.violation}")
         code = getattr(error.args[-1], "exitcode", None)
-        raise ProcessDied(f"The worker process that ran the job died ({_cause_of_death(code)})") from None
+        return ProcessDied(f"The worker process that ran the job died ({_cause_of_death(code)})")
 
     def _order(self, handler: Handler, job: Job, request: Request) -> bytes:
         reference = reference_of(handler.function, f"handler {handler.name!r}")
