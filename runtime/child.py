@@ -8,6 +8,7 @@ handler does, also while it holds the interpreter's lock.
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import socket
 import threading
@@ -40,6 +41,9 @@ from callboard.runtime.wire import (
 )
 
 __all__ = ["begin", "work"]
+
+LOOK_MILLISECONDS: Final = 250
+"""How often to look whether the lifeline is still there. Its end is seen at once."""
 
 BROKEN: Final = 70
 """Exit code of a worker whose connection to its runtime broke, or that has a bug of ours. Source: EX_SOFTWARE of sysexits.h."""
@@ -89,8 +93,14 @@ def _ignore(number: int, _: object) -> None:
 
 
 def _watch(lifeline: socket.socket) -> None:
+    number = lifeline.fileno()
+    is_same = os.fstat(number).st_ino
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
     try:
-        lifeline.recv(1)
+        # Whatever comes is the end; so is a handler that closes what is not its own.
+        while not poll.poll(LOOK_MILLISECONDS) and os.fstat(number).st_ino == is_same:
+            pass
     except OSError:
         pass
     if os.getpgid(0) == os.getpid():

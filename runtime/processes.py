@@ -69,6 +69,8 @@ GRACE_SECONDS: Final = 1.0
 HELLO_SECONDS: Final = 10.0
 LAST_WORDS_SECONDS: Final = 2.0
 """What a dead worker's connection gets to end. The kernel closes it at once; only a process that the handler forked can hold it."""
+GROUP_SECONDS: Final = 1.0
+"""What the programs that a killed worker had started get to be gone."""
 RESULT_SECONDS: Final = 60.0
 """What a result that has been sent gets to be read: it is here already, so this is a net only."""
 MAX_HELLO_BYTES: Final = 1024
@@ -133,21 +135,24 @@ class WorkerProcesses:
         return call.ending
 
     async def _work(self, context: WorkerContext, token: str, call: "_Call") -> None:
-        is_over, died = False, None
+        died: ProcessDied | None = None
         try:
-            # What goes through the pool's own pipe is small: a worker that dies while a long job is being written to it would be
-            # replaced again and again.
-            await context.run_sync(work, self._address, token, kill_on_cancel=True, limiter=self._limiter)
-            is_over = True
-        except BrokenWorkerError as error:
-            died = self._death(error, call)
-        except OSError as error:
-            raise ProcessDied(f"No worker process could be started: {error}") from error
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_kill_if_cancelled, call)
+                try:
+                    # What goes through the pool's own pipe is small: a worker that dies while a long job is being written to it
+                    # would be replaced again and again.
+                    await context.run_sync(work, self._address, token, kill_on_cancel=True, limiter=self._limiter)
+                    call.is_over = True
+                except BrokenWorkerError as error:
+                    died = self._death(error, call)
+                except OSError as error:
+                    died = ProcessDied(f"No worker process could be started: {error}")
+                nursery.cancel_scope.cancel()
         finally:
-            if not is_over:
-                # The pool has killed the worker and waited for it; what the worker had started goes too.
-                call.kill()
-            with trio.move_on_after(RESULT_SECONDS if is_over else LAST_WORDS_SECONDS, shield=True):
+            if not call.is_over:
+                await call.end_group()
+            with trio.move_on_after(RESULT_SECONDS if call.is_over else LAST_WORDS_SECONDS, shield=True):
                 await call.wait_ended()
         if died is not None:
             # Not raised above: the pool's exception holds the process and its descriptors, and this one may be kept for long.
@@ -235,6 +240,8 @@ class _Call:
         self.peer: int | None = None
         """The worker's process id, once it has called."""
         self.ending: Ending | None = None
+        self.is_over = False
+        """The worker has done with it and lives on."""
         self.violation: str | None = None
         """What it said that it may not say; it is killed then."""
         self._order = order
@@ -243,22 +250,36 @@ class _Call:
         self._ended = trio.Event()
 
     async def serve(self, stream: trio.SocketStream, peer: int) -> None:
-        """Give the order and take what is said until the ending, or the end of the connection. Raises BrokenResourceError."""
+        """Give the order and take what is said until the ending, or the end of the connection."""
         self.peer = peer
-        try:
-            await stream.send_all(self._order)
-            while self.ending is None and (received := await stream.receive_some(65536)):
-                self._frames.feed(received)
-                while self.ending is None and (data := self._frames.take()) is not None:
-                    self._heard(read_said(data))
-            if self.ending is None:
-                # It is dead; or it lives and has closed what it was given, and then nobody hears of it any more.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._kill_rest_of_dead)
+            try:
+                await stream.send_all(self._order)
+                await self._hear(stream)
+            except WireError as error:
+                self.violation = f"what is no report and no result: {error}"
+            except trio.BrokenResourceError:
+                pass
+            finally:
+                if self.ending is None:
+                    # It is dead; or it lives and has closed what it was given, and then nobody hears of it any more.
+                    self.kill()
+                self._ended.set()
+            nursery.cancel_scope.cancel()
+
+    async def _hear(self, stream: trio.SocketStream) -> None:
+        while self.ending is None and (received := await stream.receive_some(65536)):
+            self._frames.feed(received)
+            while self.ending is None and (data := self._frames.take()) is not None:
+                self._heard(read_said(data))
+
+    async def _kill_rest_of_dead(self) -> None:
+        # A process that the handler forked holds all that the worker held, and so nobody would see that the worker is dead.
+        if self.peer is not None and hasattr(os, "pidfd_open"):
+            with contextlib.suppress(ProcessLookupError), _closing(os.pidfd_open(self.peer)) as watched:
+                await trio.lowlevel.wait_readable(watched)
                 self.kill()
-        except WireError as error:
-            self.violation = f"what is no report and no result: {error}"
-            self.kill()
-        finally:
-            self._ended.set()
 
     def _heard(self, said: Said) -> None:
         try:
@@ -272,11 +293,23 @@ class _Call:
         except (ValueError, RecursionError) as error:
             raise WireError(str(error)) from error
 
-    def kill(self) -> None:
-        """End the worker and what it started. Not after ``run`` has ended: its process id may be another's then."""
-        if self.peer is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+    def kill(self) -> bool:
+        """End the worker and what it started; whether there was anyone. Not after ``run``: its process id may be another's then."""
+        try:
+            if self.peer is not None:
                 os.killpg(self.peer, signal.SIGKILL)
+                return True
+        except (ProcessLookupError, PermissionError):
+            pass
+        return False
+
+    async def end_group(self) -> None:
+        """Kill what the worker had started, and wait until it is gone."""
+        seconds = 0.001
+        with trio.move_on_after(GROUP_SECONDS, shield=True):
+            while self.kill() and _has_living(self.peer):
+                await trio.sleep(seconds)
+                seconds = min(2 * seconds, 0.05)
 
     async def wait_ended(self) -> None:
         """Until all that was said is heard."""
@@ -299,6 +332,36 @@ async def _hello(stream: trio.SocketStream) -> Hello:
         frames.feed(received)
     hello = read_hello(data)
     return hello if pid is None else Hello(hello.token, pid)
+
+
+async def _kill_if_cancelled(call: _Call) -> None:
+    # At once, and not after the pool has waited for its worker: a process that the handler forked could keep it waiting.
+    try:
+        await trio.sleep_forever()
+    finally:
+        if not call.is_over:
+            call.kill()
+
+
+def _has_living(group: int | None) -> bool:
+    """Whether a process of that group runs. The dead belong to it until init has seen to them, which in some containers is never."""
+    if not os.path.isdir("/proc/self"):
+        return True
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as stat:
+                state, _, of = stat.read().rpartition(")")[2].split()[:3]
+                if int(of) == group and state not in "ZX":
+                    return True
+    return False
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -91,6 +91,9 @@ def rude(job: ProcessJobContext, how: str) -> None:
             line.sendall(frame(Noise("info", "x" * 600_000)))
         case "closed":
             os.closerange(3, 256)
+        case "forked and gone":
+            if os.fork() > 0:
+                os._exit(1)
     time.sleep(600)
 
 

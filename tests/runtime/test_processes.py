@@ -223,13 +223,13 @@ async def test_a_lost_lease_ends_the_process(tmp_path: Path) -> None:
 
 
 async def test_reports_in_a_tight_loop_are_bounded_and_the_newest_wins() -> None:
-    async with running() as runtime:
+    async with running(config=msgspec.structs.replace(CONFIG, max_events_per_job=100_000)) as runtime:
         job = await ended(runtime, "chatter", 1)
         count = result(job)
         assert count > 5000
         assert job.progress is not None
         assert msgspec.json.decode(job.progress.data) == {"count": count}
-        events = await runtime._store.events(job.id, 0, 10_000)
+        events = await runtime._store.events(job.id, 0, 100_000)
         assert len([event for event in events if event.type == "progress"]) < 100
         assert any(event.log and "log lines were dropped" in event.log.message for event in events)
         assert events[-1].status == "Completed"
@@ -243,7 +243,7 @@ async def test_a_report_that_cannot_be_is_refused_in_the_handler(which: str) -> 
         assert (job.error.code, job.error.type) == ("HANDLER_ERROR", "ValueError")
 
 
-@pytest.mark.parametrize("how", ["garbage", "huge", "level", "long line", "closed"])
+@pytest.mark.parametrize("how", ["garbage", "huge", "level", "long line", "closed", "forked and gone"])
 async def test_what_no_worker_may_send_costs_its_own_attempt_only(how: str) -> None:
     async with running() as runtime:
         with trio.fail_after(10):
