@@ -23,6 +23,7 @@ from callboard.runtime.faults import Fault, describe
 from callboard.runtime.handlers import make_handler
 from callboard.runtime.payload import decode, encode
 from callboard.runtime.references import Reference, resolve
+from callboard.runtime.wary import told, type_name
 from callboard.runtime.wire import (
     WELCOME,
     Ending,
@@ -137,13 +138,11 @@ def _run(order: Order, reports: Reports) -> Ending:
 
 
 def _described(error: BaseException) -> Fault:
-    try:
-        fault = describe(error, skip_frames=1)
-        if len(frame(Raised(fault))) <= max_ending_bytes(0):
-            return fault
-    except Exception:  # noqa: BLE001 -- the app's own code: what cannot be described is at least named
-        pass
-    name = type(error).__name__
+    # Looking at an exception runs the app's own code: one that cannot be described is at least named.
+    fault = told(lambda: describe(error, skip_frames=1), None)
+    if fault is not None and len(frame(Raised(fault))) <= max_ending_bytes(0):
+        return fault
+    name = type_name(error)
     return Fault(kinds=(f"builtins.{name}",), module="builtins", name=name, text="")
 
 

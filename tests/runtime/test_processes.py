@@ -300,6 +300,16 @@ async def test_exceptions_come_back_with_chain_notes_and_lines(caplog: pytest.Lo
             assert part in text, text
         assert "callboard/runtime/child.py" not in text
         assert isinstance(error.__cause__, Exception)
+        (attempt,) = await runtime.attempts(job.id)
+        raised_there, cause = attempt.exceptions[:2]
+        assert (raised_there.type.rpartition(".")[2], raised_there.message) == ("Unpicklable", "1 and 2")
+        assert (cause.type, cause.message, cause.relation, cause.notes) == (
+            "KeyError",
+            "'missing'",
+            "cause",
+            ("a note on the cause",),
+        )
+        assert "raise Unpicklable(1, 2) from error" in raised_there.traceback
         job, error = await raised(runtime, caplog, "deep", max_retries=0)
         assert job.error is not None
         assert job.error.type == "RecursionError"
