@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from callboard.runtime.config import Config
-    from callboard.runtime.context import JobContext, Params, ThreadJobContext
+    from callboard.runtime.context import JobContext, Params, ProcessJobContext, ThreadJobContext
     from callboard.runtime.core.errors import (
         CallboardError,
         ConfigError,
@@ -71,6 +71,7 @@ __all__ = [
     "Missed",
     "Page",
     "Params",
+    "ProcessJobContext",
     "Progress",
     "Queue",
     "QueueFull",
@@ -93,7 +94,7 @@ __all__ = [
 
 _HOMES = {
     "callboard.runtime.config": ("Config",),
-    "callboard.runtime.context": ("JobContext", "Params", "ThreadJobContext"),
+    "callboard.runtime.context": ("JobContext", "Params", "ProcessJobContext", "ThreadJobContext"),
     "callboard.runtime.core.errors": (
         "CallboardError",
         "ConfigError",

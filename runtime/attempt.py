@@ -13,14 +13,17 @@ import trio
 from msgspec import Raw, Struct
 
 from callboard.runtime.config import Config
-from callboard.runtime.context import JobContext, Reports, ThreadJobContext
-from callboard.runtime.core.errors import InvalidRequest
+from callboard.runtime.context import JobContext, ProcessJobContext, Reports, ThreadJobContext
 from callboard.runtime.core.job import Failure, Job, Request
 from callboard.runtime.failure import judge, timeout_failure
+from callboard.runtime.faults import rebuild
 from callboard.runtime.handlers import Handler
-from callboard.runtime.payload import decode, encode, storable
+from callboard.runtime.misfit import PayloadMismatch, mismatch
+from callboard.runtime.payload import decode, encode, reread, storable
+from callboard.runtime.processes import ProcessDied, Processes
 from callboard.runtime.threads import Threads
 from callboard.runtime.wary import is_a, leaves, told
+from callboard.runtime.wire import Gave, NoJson, TooLarge
 
 __all__ = ["Around", "Attempt", "Failed", "Outcome", "Reason", "Returned", "Stopped"]
 
@@ -68,6 +71,7 @@ class Attempt:
         config: Config,
         reports: Reports,
         threads: Threads,
+        processes: Processes,
         around: Around | None,
         lease_ends: float,
     ) -> None:
@@ -77,6 +81,8 @@ class Attempt:
         self._config = config
         self._reports = reports
         self._threads = threads
+        self._processes = processes
+        self.handler_name = handler.name
         self._around = around
         self._scope = trio.CancelScope()
         # By this process's own clock a lease's length after the last successful extension was sent the lease is lost.
@@ -133,51 +139,66 @@ class Attempt:
             assert self._job.timeout_seconds is not None
             return Failed(timeout_failure(self._job.timeout_seconds), error=error)
         if is_a(error, _Mismatch):
-            return Failed(error.failure, error=error.__cause__)
+            return Failed(error.failure, error=error.told)
+        if is_a(error, ProcessDied):
+            # Nobody's choice, as a time that was over: tried again while there are retries, whatever retry_on says.
+            failure = Failure(code="WORKER_LOST", message=f"{error}.", type="ProcessDied", retryable=True)
+            return Failed(failure, error=error)
         assert error is not None, "a scope that nobody cancelled swallowed a Cancelled"
         verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
         return Failed(verdict.failure, verdict.after_seconds, error)
 
     async def _call(self) -> Any:
-        body = self._decoded_body()
-        arguments = [] if body is _NOTHING else [body]
+        job, arguments = self._decoded()
+        if self._handler.runs_in == "process":
+            return await self._processes.run(self._handler, self._job, self._request, self._reports)
         async with self._around() if self._around is not None else nullcontext():
             if self._handler.runs_in == "task":
-                job = JobContext(self._job, self._request, self._reports, self._is_told_to_stop)
                 return await self._handler.function(job, *arguments)
-            in_thread = ThreadJobContext(self._job, self._request, self._reports, self._threads.check)
-            return await self._threads.run(self._handler.function, in_thread, *arguments)
+            return await self._threads.run(self._handler.function, job, *arguments)
 
     def _is_told_to_stop(self) -> bool:
         return self.is_stopping or self._timeout.cancel_called
 
-    def _decoded_body(self) -> Any:
-        if not self._handler.takes_body:
-            return _NOTHING
+    def _decoded(self) -> tuple[Any, list[Any]]:
+        """What the handler is called with. In a process both are made again; here they are looked at."""
         try:
-            return decode(self._handler.request_type, self._request.body)
-        except InvalidRequest as error:
+            body = [decode(self._handler.request_type, self._request.body)] if self._handler.takes_body else []
+            match self._handler.runs_in:
+                case "task":
+                    return JobContext(self._job, self._request, self._reports, self._is_told_to_stop), body
+                case "thread":
+                    return ThreadJobContext(self._job, self._request, self._reports, self._threads.check), body
+                case "process":
+                    return ProcessJobContext(self._job, self._request, self._reports), body
+        except Exception as error:  # noqa: BLE001 -- decoding runs the app's own code
             message = "The stored request does not fit the type that this version of the app declares."
-            raise _Mismatch(_own_failure("PAYLOAD_MISMATCH", message, error)) from error
+            raise _Mismatch(_own_failure("PAYLOAD_MISMATCH", message, error), mismatch(error)) from None
 
     def _returned(self, value: Any) -> Outcome:
+        if isinstance(value, NoJson):
+            return _not_encodable(rebuild(value.fault))
+        if isinstance(value, TooLarge):
+            return self._too_large(value.size)
         try:
-            result = encode(value)
+            result = encode(value.result if isinstance(value, Gave) else value)
         except Exception as error:  # noqa: BLE001 -- looking at the value runs the app's own code
-            return Failed(
-                _own_failure("RESULT_NOT_ENCODABLE", "The handler's result has no JSON form.", error), error=error
-            )
+            return _not_encodable(error)
         size = memoryview(result).nbytes
         if size > self._config.max_result_bytes:
-            message = f"The result has {size} bytes, more than the {self._config.max_result_bytes} that are kept."
-            return Failed(Failure(code="RESULT_TOO_LARGE", message=message, type="ResultTooLarge", retryable=False))
+            return self._too_large(size)
         if self._handler.location is None:
             return Returned(result, None)
         try:
-            return Returned(result, _location(self._handler.location(self._job, value)))
+            given = reread(self._handler.result_type, result) if isinstance(value, Gave) else value
+            return Returned(result, _location(self._handler.location(self._job, given)))
         except Exception as error:  # noqa: BLE001 -- the app's own code: its failure is the job's, not ours
             verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
             return Failed(verdict.failure, verdict.after_seconds, error)
+
+    def _too_large(self, size: int) -> Outcome:
+        message = f"The result has {size} bytes, more than the {self._config.max_result_bytes} that are kept."
+        return Failed(Failure(code="RESULT_TOO_LARGE", message=message, type="ResultTooLarge", retryable=False))
 
 
 def _is_torn_down(error: BaseException) -> bool:
@@ -191,17 +212,23 @@ def _without_cancelled(group: BaseExceptionGroup[BaseException]) -> BaseExceptio
 
 
 class _Mismatch(Exception):
-    """Carries the failure of a body that no longer fits its type out of the scopes."""
+    """Carries the failure of a request that no longer fits its types out of the scopes."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, told: PayloadMismatch) -> None:
         super().__init__(failure.code)
         self.failure = failure
+        self.told = told
 
 
 def _location(found: object) -> str | None:
     if found is not None and not isinstance(found, str):
         raise TypeError(f"location gave {found!r}: let it give a text or None")
     return None if found is None else storable(found)
+
+
+def _not_encodable(error: BaseException) -> Failed:
+    failure = _own_failure("RESULT_NOT_ENCODABLE", "The handler's result has no JSON form.", error)
+    return Failed(failure, error=error)
 
 
 def _own_failure(code: str, message: str, error: BaseException) -> Failure:

@@ -1,5 +1,7 @@
 """What can be set, with its defaults and its limits. A wrong value is refused at once, with a message that says what to do."""
 
+import os
+
 from msgspec import Struct
 
 from callboard.runtime.core.errors import ConfigError
@@ -21,6 +23,8 @@ class Config(Struct, frozen=True, kw_only=True):
 
     max_concurrent_jobs: int = 100
     """Attempts that run at the same time in this runtime; 0 for one that only submits and watches."""
+    max_processes: int | None = None
+    """Worker processes of this runtime, and so attempts of handlers with process=True at the same time; None for as many as it has CPUs."""
     max_queue_size: int = 10_000
     """Waiting jobs a queue may hold; more are refused with 429."""
     max_retries: int = 3
@@ -71,8 +75,11 @@ class Config(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name, low in _INTEGERS.items():
             value = getattr(self, name)
+            if value is None and name in _MAY_BE_NONE:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ConfigError(f"{name} is {value!r}: give a whole number, {low} or more")
+                none = ", or None" if name in _MAY_BE_NONE else ""
+                raise ConfigError(f"{name} is {value!r}: give a whole number, {low} or more{none}")
         if self.max_bulk_jobs > MAX_BULK_JOBS:
             raise ConfigError(f"max_bulk_jobs is {self.max_bulk_jobs}: give at most {MAX_BULK_JOBS}")
         for name, (above, may_be_none) in _SECONDS.items():
@@ -89,6 +96,13 @@ class Config(Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"{name} is {value!r}: give a tuple of names")
 
     @property
+    def processes(self) -> int:
+        """``max_processes`` as a number."""
+        if self.max_processes is not None:
+            return self.max_processes
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
     def cleanup_seconds(self) -> float:
         """The end of ``drain_seconds`` in which cancelled handlers clean up."""
         return min(5.0, self.drain_seconds / 3)
@@ -100,6 +114,7 @@ def _fits(value: float, above: float | None) -> bool:
 
 _INTEGERS = {
     "max_concurrent_jobs": 0,
+    "max_processes": 1,
     "max_queue_size": 1,
     "max_retries": 0,
     "max_lost_leases": 0,
@@ -112,6 +127,9 @@ _INTEGERS = {
     "max_subscriber_events": 1,
 }
 """Field -> least value."""
+
+_MAY_BE_NONE = frozenset({"max_processes"})
+"""Those of them."""
 
 _SECONDS: dict[str, tuple[float | None, bool]] = {
     "retry_base_seconds": (None, False),

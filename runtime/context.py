@@ -1,4 +1,4 @@
-"""What a handler sees of its job: ``JobContext`` in a trio task, ``ThreadJobContext`` in a thread."""
+"""What a handler sees of its job: ``JobContext`` in a trio task, ``ThreadJobContext`` in a thread, ``ProcessJobContext`` in a process."""
 
 import threading
 import uuid
@@ -13,7 +13,7 @@ from callboard.runtime.core.events import LogEntry
 from callboard.runtime.core.job import NULL, Job, Progress, Request
 from callboard.runtime.payload import encode, storable
 
-__all__ = ["JobContext", "Params", "Reports", "ThreadJobContext"]
+__all__ = ["JobContext", "Params", "ProcessJobContext", "Reports", "ThreadJobContext"]
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 MAX_PENDING_LOGS: Final = 1000
@@ -169,6 +169,22 @@ class ThreadJobContext(_Context):
         """
         self._reports.set_progress(percent, message, data)
         self._check()
+
+
+class ProcessJobContext(_Context):
+    """What a handler of ``process=True`` sees of its job, in the worker process: the same names, without ``await``."""
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Always False: whoever wants this attempt to stop ends the process, which is not asked."""
+        return False
+
+    def progress(self, percent: float | None = None, message: str | None = None, data: Any = None) -> None:
+        """Say how far the job is. Only the newest progress is kept; it is sent to the runtime every now and then.
+
+        ``percent`` is 0..100, ``data`` any JSON value of at most 64 kB. Raises ValueError for anything else.
+        """
+        self._reports.set_progress(percent, message, data)
 
 
 def _progress(percent: float | None, message: str | None, data: Any) -> Progress:

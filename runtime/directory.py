@@ -12,6 +12,7 @@ from callboard.runtime.core.errors import StoreUnavailable
 from callboard.runtime.core.store import Claimed
 from callboard.runtime.handlers import Handlers
 from callboard.runtime.messages import Message, Started
+from callboard.runtime.processes import Processes
 from callboard.runtime.store_actor import StoreActor
 from callboard.runtime.supervisor import Supervisor
 from callboard.runtime.telemetry import Telemetry
@@ -39,6 +40,7 @@ class Directory:
         threads: Threads | None,
         telemetry: Telemetry,
         tracing: Tracing,
+        processes: Processes,
     ) -> None:
         self.store = store
         self.handlers = handlers
@@ -49,11 +51,14 @@ class Directory:
         self.threads = threads or TrioThreads(max(1, config.max_concurrent_jobs))
         self.telemetry = telemetry
         self.tracing = tracing
+        self.processes = processes
         self.is_draining = False
         self.is_over = False
         """The drain deadline has passed: what the store cannot take now is given up, its lease lapses."""
         self.running = 0
         """Attempts that have a slot."""
+        self.running_in_processes = 0
+        """Those of them whose handlers run in worker processes."""
         self.on_slot_free: Callable[[], None] = lambda: None
         self._live: dict[str, Supervisor] = {}
         self._is_claiming = False
@@ -76,14 +81,16 @@ class Directory:
     async def start(self, claimed: Claimed, lease_ends: float) -> None:
         """Hand a claimed job to its supervisor; it takes a slot until ``attempt_ended``."""
         self.running += 1
+        self.running_in_processes += self._runs_in_process(claimed.job.name)
         supervisor = self._supervisor(claimed.job.id)
         await supervisor.tell(Started(claimed, lease_ends))
         if claimed.job.id in self._seen_while_claiming:
             supervisor.hint()
 
-    def attempt_ended(self) -> None:
-        """A slot is free again."""
+    def attempt_ended(self, name: str) -> None:
+        """A slot that a job of that handler had is free again."""
         self.running -= 1
+        self.running_in_processes -= self._runs_in_process(name)
         self.signal()
         self.on_slot_free()
 
@@ -142,6 +149,10 @@ class Directory:
             supervisor = self._live[job_id] = Supervisor(job_id, self)
             self._nursery.start_soon(supervisor.run, name=f"supervisor of {job_id}")
         return supervisor
+
+    def _runs_in_process(self, name: str) -> bool:
+        handler = self.handlers.get(name)
+        return handler is not None and handler.runs_in == "process"
 
     def signal(self) -> None:
         """Something changed that ``wait_...`` may wait for."""

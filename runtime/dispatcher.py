@@ -5,6 +5,7 @@ It sleeps until something may be there to claim; a slow poll stands behind as a 
 
 import logging
 from collections.abc import Iterable
+from typing import Literal
 
 import trio
 
@@ -17,27 +18,48 @@ __all__ = ["Dispatcher"]
 
 logger = logging.getLogger("callboard.dispatcher")
 
+Lane = Literal["process", "other"]
+
 
 class Dispatcher:
-    """Claims for the handlers of ``directory`` and hands the jobs to it."""
+    """Claims for the handlers of ``directory`` and hands the jobs to it.
+
+    Handlers of ``process=True`` need a free worker process besides a free slot, and nothing is claimed for them without: they have
+    a lane of their own. While slots are fewer than processes both lanes are claimed as one, so that the highest priority comes first.
+    """
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._names = directory.handlers.names
         self._queues = directory.handlers.queues
+        self._lanes: dict[Lane, tuple[str, ...]] = {
+            "process": tuple(handler.name for handler in directory.handlers if handler.runs_in == "process"),
+            "other": tuple(handler.name for handler in directory.handlers if handler.runs_in != "process"),
+        }
         self._slots = directory.config.max_concurrent_jobs if self._names else 0
         self._wake = trio.Event()
-        self._wanted = True
-        """Something may be there to claim."""
+        self._wanted: set[Lane] = set()
+        """Where something may be there to claim."""
+        self._is_held = False
         self._stopping = trio.Event()
         self.stopped = trio.Event()
         """Set when nothing more is claimed and what was claimed has been handed over."""
         directory.on_slot_free = self._slot_free
+        self._want_all()
 
     def wake(self) -> None:
         """Something may be there to claim."""
-        self._wanted = True
+        self._want_all()
         self._wake.set()
+
+    def hold(self) -> None:
+        """Claim nothing until ``begin``."""
+        self._is_held = True
+
+    def begin(self) -> None:
+        """Claim from now on."""
+        self._is_held = False
+        self.wake()
 
     def see(self, events: Iterable[Event]) -> None:
         """Wake for committed events that made a job of ours ready."""
@@ -56,43 +78,54 @@ class Dispatcher:
         """Until ``stop``."""
         while self._slots:
             self._wake = trio.Event()
-            if self._wanted and self._free > 0:
-                await self._claim()
+            demand = self._demand()
+            if demand is not None:
+                await self._claim(*demand)
             else:
                 with trio.move_on_after(self._directory.config.poll_seconds):
                     await self._wake.wait()
                     continue
-                self._wanted = True
+                self._want_all()
         self.stopped.set()
 
-    @property
-    def _free(self) -> int:
-        return self._slots - self._directory.running
+    def _want_all(self) -> None:
+        self._wanted = {lane for lane, names in self._lanes.items() if names}
+
+    def _demand(self) -> tuple[set[Lane], int] | None:
+        """Which lanes to claim for, and how many jobs; None while nothing is wanted or nothing is free."""
+        free = 0 if self._is_held else self._slots - self._directory.running
+        if free <= 0:
+            return None
+        processes = self._directory.config.processes - self._directory.running_in_processes
+        if "process" in self._wanted and processes > 0:
+            return (set(self._wanted), free) if free <= processes else ({"process"}, processes)
+        return ({"other"}, free) if "other" in self._wanted else None
 
     def _slot_free(self) -> None:
         if self._wanted:
             self._wake.set()
 
-    async def _claim(self) -> None:
+    async def _claim(self, lanes: set[Lane], free: int) -> None:
         config = self._directory.config
-        free = self._free
-        self._wanted = False
+        names = [name for lane in sorted(lanes) for name in self._lanes[lane]]
+        self._wanted -= lanes
         sent = trio.current_time()
         lease_ms = round(config.lease_seconds * 1000)
         with self._directory.claiming():
             try:
-                claimed = await self._directory.store.claim(self._queues, self._names, free, lease_ms)
+                claimed = await self._directory.store.claim(self._queues, names, free, lease_ms)
             except (StoreUnavailable, StoreRefused) as error:
                 await self._claim_again_later(error)
                 return
-            # Fewer than asked for: there are no more until an event says so.
-            self._wanted = self._wanted or len(claimed) == free
+            if len(claimed) == free:
+                # Fewer than asked for would say: there are no more until an event says so.
+                self._wanted |= lanes
             for one in claimed:
                 await self._directory.start(one, sent + config.lease_seconds)
 
     async def _claim_again_later(self, error: Exception) -> None:
         if isinstance(error, StoreRefused):
             logger.error("no job can be claimed: %s", error)
-        self._wanted = True
+        self._want_all()
         with trio.move_on_after(self._directory.config.poll_seconds):
             await self._stopping.wait()

@@ -1,10 +1,14 @@
 """What a handler's exception means: found through exception groups, in a fixed order of precedence."""
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from callboard.runtime.core.job import Failure
-from callboard.runtime.handlers import Handler
 from callboard.runtime.wary import is_a, leaves, plain, told, type_name
+
+if TYPE_CHECKING:
+    from callboard.runtime.handlers import Handler
 
 __all__ = ["JobFailed", "Retry", "Verdict", "judge", "timeout_failure"]
 
@@ -56,7 +60,7 @@ class Verdict(Struct, frozen=True):
     after_seconds: float | None = None
 
 
-def judge(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
+def judge(error: BaseException, handler: "Handler", *, expose: bool) -> Verdict:
     """What to make of ``error``: JobFailed anywhere in it wins over Retry, Retry over any other exception.
 
     One that raises when it is looked at is any other exception.
@@ -65,7 +69,7 @@ def judge(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
     return told(lambda: _judged(error, handler, expose=expose), Verdict(failure))
 
 
-def _judged(error: BaseException, handler: Handler, *, expose: bool) -> Verdict:
+def _judged(error: BaseException, handler: "Handler", *, expose: bool) -> Verdict:
     found = list(leaves(error))
     for leaf in found:
         if is_a(leaf, JobFailed):

@@ -10,16 +10,18 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime.config import MAX_SECONDS
-from callboard.runtime.context import JobContext, ThreadJobContext
+from callboard.runtime.context import JobContext, ProcessJobContext, ThreadJobContext
 from callboard.runtime.core.errors import HandlerError
 from callboard.runtime.core.job import MAX_PRIORITY, Job
+from callboard.runtime.faults import RaisedElsewhere, kind_name
 from callboard.runtime.payload import is_pydantic, undecodable
+from callboard.runtime.references import reference_of
 
 __all__ = ["NO_BODY", "Handler", "Handlers", "make_handler"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CONTEXTS: Final = (JobContext, ThreadJobContext)
+_CONTEXTS: Final = (JobContext, ThreadJobContext, ProcessJobContext)
 
 NO_BODY: Any = None
 """``Handler.request_type`` of a handler that takes no body."""
@@ -30,7 +32,7 @@ class Handler(Struct, frozen=True, kw_only=True):
 
     name: str
     function: Callable[..., Any]
-    runs_in: Literal["task", "thread"]
+    runs_in: Literal["task", "thread", "process"]
     request_type: Any = NO_BODY
     """Type of the body, or NO_BODY."""
     result_type: Any = Any
@@ -52,9 +54,9 @@ class Handler(Struct, frozen=True, kw_only=True):
 
     def may_retry(self, error: BaseException) -> bool:
         """Whether an exception of the handler is worth another attempt."""
-        if isinstance(error, self.no_retry_on):
+        if _is_one_of(error, self.no_retry_on):
             return False
-        return self.retry_on is None or isinstance(error, self.retry_on)
+        return self.retry_on is None or _is_one_of(error, self.retry_on)
 
     def priority_of(self, body: Any) -> int:
         """The priority of a job with that decoded body. Raises ValueError if it is out of range."""
@@ -113,11 +115,11 @@ class Handlers:
         return tuple(dict.fromkeys(handler.queue for handler in self))
 
 
-def make_handler(name: str, function: Callable[..., Any], **options: Any) -> Handler:
+def make_handler(name: str, function: Callable[..., Any], *, process: bool = False, **options: Any) -> Handler:
     """Check ``function``'s signature and the options. Raises HandlerError with what to change.
 
-    ``async def`` runs as a trio task, a plain function in a thread. It takes ``job``, and as second parameter the body if
-    there is one; the parameter's annotation is the body's type.
+    ``async def`` runs as a trio task, a plain function in a thread, or in a worker process with ``process``. It takes ``job``,
+    and as second parameter the body if there is one; the parameter's annotation is the body's type.
     """
     if not isinstance(name, str) or not name or len(name) > 200:
         raise HandlerError(f"a handler's name is {name!r}: give a text of 1 to 200 characters")
@@ -130,7 +132,7 @@ def make_handler(name: str, function: Callable[..., Any], **options: Any) -> Han
         handler = Handler(
             name=name,
             function=function,
-            runs_in="task" if _is_async(function) else "thread",
+            runs_in=_runs_in(function, process, where),
             request_type=_request_type(function, where),
             result_type=_hints(function, where).get("return", Any),
             **options,
@@ -139,6 +141,22 @@ def make_handler(name: str, function: Callable[..., Any], **options: Any) -> Han
         raise HandlerError(f"{where}: {error}") from error
     _check_options(handler, where)
     return handler
+
+
+def _runs_in(function: Callable[..., Any], process: bool, where: str) -> Literal["task", "thread", "process"]:
+    if not isinstance(process, bool):
+        raise HandlerError(f"{where}: process is {process!r}: give True or False")
+    if process:
+        reference_of(function, where)
+        return "process"
+    return "task" if _is_async(function) else "thread"
+
+
+def _is_one_of(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    if isinstance(error, RaisedElsewhere):
+        # Its class was left behind in the worker process; the names of the class and its bases came along.
+        return any(kind_name(kind) in error.kinds for kind in kinds)
+    return isinstance(error, kinds)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -171,7 +189,7 @@ def _request_type(function: Callable[..., Any], where: str) -> Any:
     if not _may_be_context(first):
         raise HandlerError(
             f"{where}: {positional[0].name!r} is the job and cannot be {first}: take (job: JobContext) or (job: JobContext, request),"
-            " a plain function (job: ThreadJobContext)"
+            " a plain function (job: ThreadJobContext), one of process=True (job: ProcessJobContext)"
         )
     if len(positional) == 1:
         return NO_BODY

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from callboard.runtime.core.errors import FieldError, InvalidPayload, InvalidRequest
 
-__all__ = ["decode", "encode", "is_pydantic", "storable", "undecodable"]
+__all__ = ["decode", "encode", "is_pydantic", "reread", "storable", "undecodable"]
 
 _encoder = msgspec.json.Encoder()
 _syntax = msgspec.json.Decoder(Raw)
@@ -73,6 +73,14 @@ def encode(value: Any) -> Raw:
         return Raw(encoded)
     except (msgspec.MsgspecError, RecursionError, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(str(error)) from error
+
+
+def reread(kind: Any, encoded: Raw) -> Any:
+    """A value that ``encode`` made this of: as ``kind``, what its function declares to return, or as plain JSON where that does not fit."""
+    try:
+        return decode(kind, encoded)
+    except (InvalidRequest, TypeError):
+        return msgspec.json.decode(encoded)
 
 
 def storable(text: str) -> str:

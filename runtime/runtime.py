@@ -7,6 +7,7 @@
            ├─ leases ............. heartbeat
            ├─ timers ............. deadlines, reaper, retention
            ├─ dispatcher ......... free slots -> claim -> directory
+           ├─ workers ............ processes of handlers with process=True
            └─ directory
                 └─ supervisor .... one per job that runs or is spoken to
                      └─ attempt .. the handler in its cancel scopes
@@ -19,6 +20,7 @@ it keeps its slot and its lease, and leaving ``open_runtime`` waits for it.
 """
 
 import logging
+import multiprocessing
 import random as randomness
 import sys
 import uuid
@@ -42,7 +44,9 @@ from callboard.runtime.handlers import Handler, Handlers
 from callboard.runtime.hub import Hub
 from callboard.runtime.ids import IdFactory
 from callboard.runtime.leases import Leases
+from callboard.runtime.processes import Processes, WorkerProcesses
 from callboard.runtime.rates import Rates
+from callboard.runtime.references import check_reference
 from callboard.runtime.store_actor import StoreActor
 from callboard.runtime.tally import Tally
 from callboard.runtime.telemetry import Telemetry
@@ -69,6 +73,8 @@ class Runtime(Client):
         threads: Threads | None,
         tally: Tally,
         tracing: Tracing,
+        processes: Processes | None,
+        claims: bool,
     ) -> None:
         self.config = config
         self.handlers = handlers
@@ -86,6 +92,7 @@ class Runtime(Client):
         self._ids = IdFactory(self._clock.now_ms, random)
         self._hub = Hub()
         self._rates = Rates(trio.current_time)
+        self._workers = WorkerProcesses(config)
         self._directory = Directory(
             store=self._store,
             handlers=handlers,
@@ -96,14 +103,21 @@ class Runtime(Client):
             threads=threads,
             telemetry=tally,
             tracing=tracing,
+            processes=processes or self._workers,
         )
         self._dispatcher = Dispatcher(self._directory)
+        if not claims:
+            self._dispatcher.hold()
         self._leases = Leases(self._directory)
         self._timers = Timers(self._directory, self._dispatcher, self._leases)
         self._stop = trio.Event()
         self._finished = trio.Event()
         self._has_failed = False
         self._drained = trio.Event()
+
+    def begin_claiming(self) -> None:
+        """Run jobs from now on, where ``open_runtime(claims=False)`` put that off. Idempotent."""
+        self._dispatcher.begin()
 
     # Ending
 
@@ -137,6 +151,7 @@ class Runtime(Client):
                     services.start_soon(self._timers.run)
                     services.start_soon(self._timers.prune)
                     services.start_soon(self._dispatcher.run)
+                    services.start_soon(self._workers.serve)
                     services.start_soon(self._drain_when_asked)
                     task_status.started()
                     await self._stop.wait()
@@ -223,29 +238,46 @@ async def open_runtime(
     threads: Threads | None = None,
     telemetry: Telemetry | None = None,
     tracer_provider: TracerProvider | None = None,
+    processes: Processes | None = None,
+    claims: bool = True,
 ) -> AsyncIterator[Runtime]:
     """Open ``store`` and run jobs with ``handlers`` until the block is left, then drain and close the store.
 
     ``around()`` is entered round every attempt. ``random`` draws ids and jitter; by default the system's randomness.
-    ``threads`` runs plain functions; by default trio's worker threads. ``telemetry`` is told what the runtime does. Spans go to
-    ``tracer_provider``, by default OpenTelemetry's global one, if the app has set one. Raises StoreRefused, StoreUnavailable when the
+    ``threads`` runs plain functions; by default trio's worker threads. ``processes`` runs those of ``process=True``; by default worker
+    processes of this runtime. ``telemetry`` is told what the runtime does. Spans go to ``tracer_provider``, by default OpenTelemetry's
+    global one, if the app has set one. Without ``claims`` it accepts jobs and runs none until ``begin_claiming``. Raises HandlerError for
+    a handler that no worker process would find, StoreRefused, StoreUnavailable when the
     store cannot be opened. A bug in the runtime cancels the block and comes out as an ExceptionGroup; the block's own
     exceptions come out as they are.
     """
     if isinstance(store, str):
         raise ConfigError("open_runtime takes a store, not a URL: callboard.stores.opening.open_store(url) makes one")
-    registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
-    settings = config or Config()
-    source = random or randomness.SystemRandom()
-    tracing = Tracing(tracer_provider, type(store).__name__.removesuffix("Store").lower())
-    tally = Tally(telemetry or Telemetry())
+    _refuse_start_in_worker()
     runtime = Runtime(
-        store, registry, settings, around=around, random=source, threads=threads, tally=tally, tracing=tracing
+        store,
+        _checked(handlers, has_processes=processes is not None),
+        config or Config(),
+        around=around,
+        random=random or randomness.SystemRandom(),
+        threads=threads,
+        processes=processes,
+        claims=claims,
+        tally=Tally(telemetry or Telemetry()),
+        tracing=Tracing(tracer_provider, type(store).__name__.removesuffix("Store").lower()),
     )
+    async with _living(runtime, store):
+        yield runtime
+
+
+@asynccontextmanager
+async def _living(runtime: Runtime, store: Store) -> AsyncIterator[None]:
+    """Round the block of ``open_runtime``: open the store, run, drain, close; and whose failure it was."""
+    keep = runtime.config
     await store.open(
         worker=runtime.worker,
-        max_events_per_job=settings.max_events_per_job,
-        max_attempts_per_job=settings.max_attempts_per_job,
+        max_events_per_job=keep.max_events_per_job,
+        max_attempts_per_job=keep.max_attempts_per_job,
     )
     bodys_error: BaseException | None = None
     try:
@@ -254,7 +286,7 @@ async def open_runtime(
         async with trio.open_nursery() as nursery:
             await nursery.start(runtime._run)
             try:
-                yield runtime
+                yield
             except BaseException as error:
                 bodys_error = error
                 raise
@@ -269,3 +301,19 @@ async def open_runtime(
         if sys.exc_info()[0] is not None:
             with trio.CancelScope(shield=True):
                 await store.aclose()
+
+
+def _checked(handlers: Handlers | Iterable[Handler], *, has_processes: bool) -> Handlers:
+    registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
+    for handler in registry:
+        if handler.runs_in == "process" and not has_processes:
+            check_reference(handler.function, f"handler {handler.name!r}")
+    return registry
+
+
+def _refuse_start_in_worker() -> None:
+    # A worker process imports the script that was started, to find the handlers in it.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            "a worker process must not start what it only imports: put the start of the server under if __name__ == '__main__':"
+        )

@@ -144,9 +144,9 @@ class Supervisor:
 
     def _drop_next_start(self) -> None:
         """A claim whose lease was lost before it could begin gives its slot back."""
-        if self._next_start is not None:
-            self._next_start = None
-            self._home.attempt_ended()
+        dropped, self._next_start = self._next_start, None
+        if dropped is not None:
+            self._home.attempt_ended(dropped.claimed.job.name)
 
     async def _start_next(self, nursery: trio.Nursery) -> None:
         message, self._next_start = self._next_start, None
@@ -165,6 +165,7 @@ class Supervisor:
             config=self._home.config,
             reports=self._reporter.reports,
             threads=self._home.threads,
+            processes=self._home.processes,
             around=self._home.around,
             lease_ends=started.lease_ends,
         )
@@ -198,9 +199,11 @@ class Supervisor:
             logger.error(text, self.job_id, error, extra=witness.log_fields)
         finally:
             witness.settled(outcome, settled)
+            assert self.attempt is not None
+            name = self.attempt.handler_name
             self.attempt, self.witness, self.is_settling = None, None, False
             self._record.let_go()
-            self._home.attempt_ended()
+            self._home.attempt_ended(name)
 
     async def _settle(self, outcome: Outcome) -> Job:
         if isinstance(outcome, Stopped) and outcome.reason == "lease":

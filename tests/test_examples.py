@@ -194,6 +194,44 @@ def test_source_survey_stays_responsive_and_is_canceled_with_its_child(serve: "S
         assert children_of(server.process.pid) == []
 
 
+@pytest.mark.e2e
+def test_similar_files(serve: "Serve") -> None:
+    server = serve(target("similar_files"), "--store", "sqlite:///jobs.db")
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        answer = http.post("/api/similar", json={"package": "json"}, headers={"Prefer": "wait=20"})
+        job = answer.json()
+        assert (answer.status_code, job["status"], job["progress"]["percent"]) == (200, "Completed", 100)
+        files = [path.name for path in (LIBRARY / "json").glob("*.py")]
+        assert job["progress"]["message"] == f"{len(files) * (len(files) - 1) // 2} pairs"
+        ratios = [pair["ratio"] for pair in job["result"]]
+        assert len(ratios) == 5
+        assert ratios == sorted(ratios, reverse=True)
+        assert all({pair["first"], pair["second"]} <= set(files) for pair in job["result"])
+        nothing = http.post("/api/similar", json={"package": "../x"}, headers={"Prefer": "wait=20"}).json()
+        assert nothing["error"]["code"] == "NOTHING_TO_COMPARE"
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the worker process in /proc")
+def test_similar_files_stays_responsive_and_is_canceled_with_its_process(serve: "Serve") -> None:
+    server = serve(target("similar_files"), "--store", "sqlite:///jobs.db")
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        job_id = http.post("/api/similar", json={"package": "encodings"}).json()["id"]
+        deadline = time.monotonic() + 30
+        while not http.get(f"/jobs/{job_id}").json()["progress"]:
+            assert time.monotonic() < deadline, "no progress"
+        assert any("spawn_main" in child for child in children_of(server.process.pid))
+        took = []
+        for _ in range(30):
+            began = time.monotonic()
+            http.get("/jobs/health/live").raise_for_status()
+            took.append(time.monotonic() - began)
+        assert sorted(took)[15] < 0.2, took
+        canceled = http.post(f"/jobs/{job_id}/cancel", headers={"Prefer": "wait=20"})
+        assert (canceled.status_code, canceled.json()["status"]) == (200, "Canceled")
+        assert not any("spawn_main" in child for child in children_of(server.process.pid))
+
+
 def children_of(pid: int) -> list[str]:
     """The command lines of a process's children, also of those that nobody has waited for."""
     found = []

@@ -25,6 +25,7 @@ from callboard.runtime.handlers import make_handler
 from callboard.stores.opening import open_store
 from callboard.web.access import Access, Authorize, Identify
 from callboard.web.checks import check_mapping, check_route, checked_origins, checked_responses, require_hook
+from callboard.web.lifespan import Lifespan
 from callboard.web.limits import BodyLimit
 from callboard.web.mapping import Mapping, View
 from callboard.web.metrics import Metrics
@@ -96,6 +97,7 @@ class Callboard:
         self._app: QuartTrio | None = None
         self._life: _Life | None = None
         self._settled = trio.Event()
+        self._sees_lifespan = False
         if app is not None:
             self.init_app(app)
 
@@ -109,13 +111,15 @@ class Callboard:
             check_route(mapping, app.url_map.converters)
         self._app = app
         app.extensions["callboard"] = self
+        inner = Lifespan(app.asgi_app, entered=self._entered, started=self._started, ending=self._stop)
         app.asgi_app = BodyLimit(  # type: ignore[method-assign]
-            app, app.asgi_app, self.config.max_body_bytes, self.config.max_bulk_body_bytes
+            app, inner, self.config.max_body_bytes, self.config.max_bulk_body_bytes
         )
         mount_jobs(app, self)
         for mapping in self.mappings:
             mount_mapping(app, self, mapping)
         app.before_serving(self._start)
+        # For an app that is started without the lifespan protocol; with it, this finds the runtime closed.
         app.after_serving(self._stop)
 
     def use_store(self, store: str | Store) -> None:
@@ -190,7 +194,7 @@ class Callboard:
         return register
 
     def handler(self, name: str, **options: Unpack[HandlerOptions]) -> Callable[[F], F]:
-        """Register a handler without a route. Options: ``queue, max_retries, timeout_seconds, max_lost_leases, priority, retry_on,
+        """Register a handler without a route. Options: ``process, queue, max_retries, timeout_seconds, max_lost_leases, priority, retry_on,
         no_retry_on, location``. Raises HandlerError, at once, for a name that is taken or a signature that does not fit.
         """
         return self.handlers.handler(name, **options)
@@ -232,11 +236,16 @@ class Callboard:
         """Whether the runtime ended by a bug of its own."""
         return self._life is not None and self._life.fatal.is_set()
 
+    @property
+    def refused(self) -> CallboardError | None:
+        """What kept the runtime from starting, under a launcher."""
+        return None if self._life is None else self._life.refused
+
     async def wait_started(self) -> None:
         """Return when the app's runtime runs. Raises what refused it: StoreRefused, StoreUnavailable, ConfigError."""
         await self._settled.wait()
-        if self._life is not None and self._life.refused is not None:
-            raise self._life.refused
+        if self.refused is not None:
+            raise self.refused
 
     async def wait_fatal(self) -> None:
         """Return when the runtime has died. Only while the app runs."""
@@ -250,20 +259,33 @@ class Callboard:
         if life is not None and life.runtime is not None and not life.finished.is_set():
             await life.runtime.drain()
 
+    def _entered(self) -> None:
+        self._sees_lifespan = True
+
     async def _start(self) -> None:
+        """The store is opened while the app starts, so that one that cannot be used ends the start; jobs wait for its whole start."""
         app = self._app
         assert app is not None
         self._allow_time_to_drain(app)
         life = self._life = _Life()
         await app.nursery.start(self._supervise, app, life)
         self._settled.set()
+        if not self._sees_lifespan:
+            self._started()
+
+    def _started(self) -> None:
+        """Every resource of the app is open."""
+        if self._life is not None and self._life.runtime is not None:
+            self._life.runtime.begin_claiming()
 
     async def _stop(self) -> None:
+        """Drain and close, while every resource of the app is still open. Idempotent."""
         self._settled = trio.Event()
         if self._life is not None:
             self._life.closing.set()
             await self._life.finished.wait()
-            self._life = None if not self._life.fatal.is_set() else self._life
+            if not self._life.fatal.is_set() and self._life.refused is None:
+                self._life = None
 
     async def _supervise(self, app: QuartTrio, life: _Life, *, task_status: trio.TaskStatus[None]) -> None:
         around: Any = app.app_context
@@ -273,6 +295,7 @@ class Callboard:
                 self.handlers,
                 self.config,
                 around=around,
+                claims=False,
                 telemetry=self.metrics,
                 tracer_provider=self._tracer_provider,
             ) as runtime:

@@ -137,7 +137,7 @@ def _load_file(path: Path) -> ModuleType:
     # As `python file.py` does: what lies beside the file can be imported.
     sys.path.insert(0, str(path.parent.resolve()))
     name = path.stem if path.stem not in sys.modules else f"callboard_app_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(
         spec

@@ -13,6 +13,7 @@ __all__ = ["HandlerOptions", "MappingOptions"]
 class HandlerOptions(TypedDict, total=False):
     """Options of a handler, with or without a route; left out, the runtime's own setting holds."""
 
+    process: bool
     queue: str
     max_retries: int | None
     timeout_seconds: float | None

@@ -101,7 +101,7 @@ async def serve(
             nursery.start_soon(_stop_on_signal, signals, board, stop, watchdog)
             nursery.start_soon(_stop_on_death, board, stop, watchdog)
     except* (CallboardError, LifespanFailureError, OSError) as group:
-        logger.error("callboard cannot serve: %s", _first(group))
+        logger.error("callboard cannot serve: %s", board.refused or _first(group))
         failed = True
     finally:
         watchdog.disarm()

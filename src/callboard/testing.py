@@ -11,8 +11,8 @@
 
     run_virtual(scenario)
 
-Under pytest-trio, take the ``autojump_clock`` fixture instead of ``run_virtual``. Plain functions run in place, not in threads: a
-thread's time is real and would let the virtual clock leap.
+Under pytest-trio, take the ``autojump_clock`` fixture instead of ``run_virtual``. Plain functions run in place, not in threads or
+processes: their time is real and would let the virtual clock leap.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -24,9 +24,11 @@ import trio.testing
 from msgspec.structs import replace
 
 from callboard.runtime.config import Config
+from callboard.runtime.context import ProcessJobContext, Reports
 from callboard.runtime.core.events import Event
-from callboard.runtime.core.job import LIVE, Job, Status
+from callboard.runtime.core.job import LIVE, Job, Request, Status
 from callboard.runtime.handlers import Handler, Handlers
+from callboard.runtime.payload import decode
 from callboard.runtime.queues import Queue
 from callboard.runtime.runtime import Runtime, open_runtime
 from callboard.stores.memory import MemoryStore
@@ -93,7 +95,7 @@ def _may_go_on(queue: Queue) -> bool:
 
 
 class _InPlace:
-    """Plain functions run in the attempt's own task."""
+    """Plain functions run in the attempt's own task, those of ``process=True`` too."""
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         await trio.lowlevel.checkpoint()
@@ -101,6 +103,12 @@ class _InPlace:
 
     def check(self) -> None:
         pass
+
+
+class _ProcessesInPlace:
+    async def run(self, handler: Handler, job: Job, request: Request, reports: Reports) -> Any:
+        body = [decode(handler.request_type, request.body)] if handler.takes_body else []
+        return await _InPlace().run(handler.function, ProcessJobContext(job, request, reports), *body)
 
 
 @asynccontextmanager
@@ -115,7 +123,7 @@ async def open_virtual_runtime(
         config or Config(), poll_seconds=_NEVER_SECONDS, lease_seconds=_NEVER_SECONDS, retention_seconds=None
     )
     store = MemoryStore(clock=virtual_now_ms)
-    async with open_runtime(store, handlers, settings, threads=_InPlace()) as runtime:
+    async with open_runtime(store, handlers, settings, threads=_InPlace(), processes=_ProcessesInPlace()) as runtime:
         board = VirtualRuntime(runtime)
         runtime.on_events.append(board._record)
         yield board

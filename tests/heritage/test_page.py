@@ -29,23 +29,6 @@ TEXT = PAGE.read_text()
 CODE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
 SPANS = re.findall(r"`([^`\n]+)`", CODE)
 
-NOT_MERGED: frozenset[str] = frozenset(
-    {
-        "callboard_queue_seconds",
-        "callboard_queue_seconds_count",
-        "callboard_handler_seconds",
-        "callboard_handler_seconds_count",
-        "callboard_store_operation_seconds",
-        "callboard_store_operation_seconds_count",
-        "callboard_processing_seconds",
-        "process",
-        "runtime/test_telemetry.py",
-        "runtime/test_tracing.py",
-        "web/test_metrics.py",
-    }
-)
-"""What others build at this moment. Empty once all of it is there."""
-
 
 def listed(text: str) -> list[str]:
     """The names, copied from what was found in its source."""
@@ -142,7 +125,7 @@ def test_options_that_the_page_gives_exist() -> None:
     spans = [span for span in SPANS if "?" not in span and not span.startswith('status="')]
     used = {name for span in spans for name in re.findall(r"(?<!\w)(\w+)=", span)}
     assert {"max_lost_leases", "validate", "redirect", "store"} <= used
-    assert used - keywords - NOT_MERGED - {"board", "config"} == set()
+    assert used - keywords - {"board", "config"} == set()
 
 
 def test_names_with_underscores_are_ours() -> None:
@@ -186,7 +169,7 @@ async def test_metrics_are_those_that_are_told(site: Site) -> None:
     names = set(re.findall(r"^# TYPE (\w+)", told, re.MULTILINE)) | set(re.findall(r"^(\w+)[ {]", told, re.MULTILINE))
     used = {name for span in SPANS for name in re.findall(r"callboard_\w+", span)}
     assert {"callboard_submitted_total", "callboard_jobs"} <= used
-    assert used - names - NOT_MERGED == set()
+    assert used - names == set()
 
 
 async def test_routes_are_mounted(site: Site) -> None:
@@ -195,7 +178,7 @@ async def test_routes_are_mounted(site: Site) -> None:
         for rule in site.app.url_map.iter_rules()
         for method in (["WS"] if rule.websocket else rule.methods or ())
     }
-    used = {span for span in SPANS if re.match(r"(GET|POST|DELETE|WS) /jobs", span)} - NOT_MERGED
+    used = {span for span in SPANS if re.match(r"(GET|POST|DELETE|WS) /jobs", span)}
     assert len(used) > 6
     assert {tuple(span.split(" ", 1)) for span in used} <= rules
 
@@ -221,8 +204,6 @@ def test_every_test_that_the_index_names_is_there() -> None:
     checks = {check.__name__ for check in CHECKS}
     for name in (name for cells in (*defects, *wanted) for name in re.findall(r"`([^`]+)`", cells[-1])):
         path, _, test = name.partition("::")
-        if path in NOT_MERGED and not (ROOT / "tests" / path).exists():
-            continue
         assert "/" in path, f"{name} names no file"
         if test.startswith("promise_"):
             assert test in checks, name
@@ -238,11 +219,6 @@ def test_every_test_of_this_folder_is_in_the_index() -> None:
         if path != Path(__file__):
             for test in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE):
                 assert f"`heritage/{path.name}::{test}`" in TEXT or test == "test_c07_the_crashes_are_real"
-
-
-def test_what_is_not_merged_is_not_there() -> None:
-    """A name leaves ``NOT_MERGED`` together with what it waits for."""
-    assert all(any(name in span for span in SPANS) for name in NOT_MERGED)
 
 
 async def test_the_translated_examples_work(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Settings: the defaults that are promised, and a refusal for every value that cannot work."""
 
+import os
 import re
 from typing import Any
 
@@ -51,6 +52,15 @@ def test_whole_numbers(name: str, least: int) -> None:
     for wrong in (least - 1, 1.5, "5", True, None):
         with pytest.raises(ConfigError, match=f"{name} is .*: give a whole number, {least} or more"):
             make(name, wrong)
+
+
+def test_processes_are_as_many_as_processors_unless_they_are_counted() -> None:
+    assert Config().max_processes is None
+    assert 1 <= Config().processes <= (os.cpu_count() or 1)
+    assert Config(max_processes=3).processes == 3
+    for wrong in (0, -1, 1.5, "2", True):
+        with pytest.raises(ConfigError, match=r"max_processes is .*: give a whole number, 1 or more, or None"):
+            make("max_processes", wrong)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,20 @@ import pydantic
 import pytest
 from msgspec import Raw
 
-from callboard.runtime import FieldError, InvalidPayload, InvalidRequest, JobNotFound
+from callboard.runtime import (
+    FieldError,
+    InvalidPayload,
+    InvalidRequest,
+    JobContext,
+    JobNotFound,
+    Request,
+    Submission,
+    ThreadJobContext,
+)
+from callboard.runtime.handlers import make_handler
 from callboard.runtime.ids import IdFactory, canonical, chosen_id
 from callboard.runtime.payload import decode, encode, is_pydantic, storable
+from callboard.testing import open_virtual_runtime, run_virtual
 
 
 class Item(msgspec.Struct, rename="camel"):
@@ -148,3 +159,21 @@ def test_ids_that_are_asked_for() -> None:
         assert len(str(caught.value)) < 70
         with pytest.raises(InvalidRequest, match="the job id must be a UUID"):
             chosen_id(wrong)
+
+
+@pytest.mark.parametrize("kind", [JobContext, ThreadJobContext])
+def test_stored_route_parameters_that_no_longer_decode_are_a_mismatch(kind: type) -> None:
+    def in_thread(job: ThreadJobContext) -> None: ...
+    async def in_task(job: JobContext) -> None: ...
+
+    async def scenario() -> None:
+        work = make_handler("work", in_task if kind is JobContext else in_thread, max_retries=3)
+        async with open_virtual_runtime([work]) as board:
+            request = Request(route_params={"which": ("uuid", "secret")})
+            accepted = await board.runtime.accept(Submission(name="work", request=request))
+            (job,) = await board.drain()
+            assert job.id == accepted.job.id
+            assert job.error is not None
+            assert (job.error.code, job.error.type, job.retry_count) == ("PAYLOAD_MISMATCH", "ValueError", 0)
+
+    run_virtual(scenario)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import trio
@@ -97,6 +98,23 @@ async def test_failure_and_timeout_of_a_thread() -> None:
             ended = await runtime.wait((await runtime.submit(name)).id, timeout_seconds=10)
             assert ended.error is not None
             assert ended.error.code == code
+
+
+async def test_threads_that_a_function_starts_itself_may_report() -> None:
+    @handler()
+    def work(job: ThreadJobContext) -> list[bool]:
+        def part(number: int) -> bool:
+            job.log("info", f"part {number}")
+            job.progress(100 * number / 4)
+            return job.cancel_requested
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(part, range(4)))
+
+    async with opened(MemoryStore(), work) as runtime:
+        ended = await runtime.wait((await runtime.submit("work")).id, timeout_seconds=10)
+        assert (ended.status, bytes(ended.result)) == ("Completed", b"[false,false,false,false]"), ended.error
+        assert len([event for event in await runtime._store.events(ended.id, 0, 100) if event.log]) == 4
 
 
 async def test_as_many_threads_as_slots() -> None:
