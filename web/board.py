@@ -64,8 +64,8 @@ class Callboard:
     names the caller, ``authorize(request, action, job)`` says what is allowed; either may be async. An app that identifies
     callers and does not authorize shows everyone their own jobs only. ``allowed_origins`` are further sites whose pages may use the
     websockets and the unsafe methods; ``"*"`` is any. ``responses`` gives
-    answers the app's own form. Spans go to ``tracer_provider``, by default OpenTelemetry's global one. Nothing is opened before
-    the app starts.
+    answers the app's own form. ``openapi(document)`` gets the OpenAPI document and returns what is served: a title,
+    security schemes. Spans go to ``tracer_provider``, by default OpenTelemetry's global one. Nothing is opened before the app starts.
     """
 
     def __init__(
@@ -80,12 +80,15 @@ class Callboard:
         allowed_origins: Iterable[str] = (),
         responses: Responses | None = None,
         tracer_provider: TracerProvider | None = None,
+        openapi: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self.config = config or Config()
         self.prefix = _checked_prefix(prefix)
         self.handlers = Handlers()
         require_hook("authorize", authorize)
         require_hook("identify", identify)
+        require_hook("openapi", openapi)
+        self.openapi = openapi
         self.access = Access(authorize, identify, checked_origins(allowed_origins))
         self.responses = checked_responses("responses", responses)
         self.metrics = Metrics()

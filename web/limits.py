@@ -3,11 +3,12 @@
 It counts bytes as they are received and does nothing else until more than ``max_body_bytes`` (``max_bulk_body_bytes`` of lines
 of JSON) have come. Only then is the route
 looked up; if it is one of callboard's, the body ends there for Quart, the scope is marked so that the view answers 413, and what
-still comes is thrown away. It never holds a body itself, and leaves the app's other routes alone.
+still comes is thrown away. It never holds a body itself, and bounds nothing on the app's other routes.
 
 (Quart 0.23 looks at the limit of a chunked body only when all of it has arrived. And an answer that is complete before the body has
-come leaves Hypercorn with a connection that is neither closed nor read again: so the end of such an answer waits for the end of the
-body, while the client has all of its bytes.)
+come leaves Hypercorn with a connection that is neither closed nor read again, so that the client's next request on it would never be
+answered. So the end of such an answer, whoever gives it, waits for the end of the body, while the client has all of its bytes; what
+comes meanwhile is thrown away.)
 
 What a websocket's client sends after the end of a stream is thrown away too, until the connection is gone: Hypercorn closes it only
 when there is room for one more message in the queue of an app that reads no more.
@@ -144,6 +145,7 @@ class _Body:
         self._find_out = is_ours
         self._received = 0
         self._is_ours: bool | None = None
+        self._has_answered = False
         self._ended = trio.Event()
 
     async def receive(self) -> Any:
@@ -156,7 +158,7 @@ class _Body:
             self._received += len(message.get("body", b""))
             if not message.get("more_body", False):
                 self._ended.set()
-            if _MARK in self._scope:
+            if _MARK in self._scope or self._has_answered:
                 continue
             if self._received <= self._max_bytes or not self._ours():
                 return message
@@ -166,7 +168,8 @@ class _Body:
     async def send(self, message: Any) -> None:
         """Pass a message of Quart's on; the last one when the body has come."""
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if is_last and not self._ended.is_set() and self._ours():
+        if is_last and not self._ended.is_set():
+            self._has_answered = True
             if message.get("body"):
                 await self._send({**message, "more_body": True})
                 message = {**message, "body": b""}

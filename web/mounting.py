@@ -15,7 +15,7 @@ from callboard.web.jobs import JobRoutes, Route
 from callboard.web.limits import ENDPOINT_PREFIX, MAPPED_PREFIX
 from callboard.web.mapping import Mapping, make_view
 from callboard.web.multistream import make_multistream_view
-from callboard.web.openapi import openapi_document
+from callboard.web.openapi import App, openapi_document
 from callboard.web.operating import OperatingRoutes
 from callboard.web.problems import Refusal
 from callboard.web.responses import Responses
@@ -132,8 +132,31 @@ def _metrics_view(board: "Callboard") -> View:
 
 
 def _openapi_view(board: "Callboard") -> View:
+    kept: dict[tuple[int, str], bytes] = {}
+
     async def openapi() -> Response:
-        title = current_app.import_name
-        return json_answer(json_bytes(openapi_document(title, board.prefix, board.mappings, request.root_path)))
+        # Made anew when a handler has been mapped, or for another root path.
+        key = (len(board.mappings), request.root_path)
+        if key not in kept:
+            text = json_bytes(_openapi(board, current_app.import_name, request.root_path))
+            kept.clear()
+            kept[key] = text
+        return json_answer(kept[key])
 
     return openapi
+
+
+def _openapi(board: "Callboard", title: str, root_path: str) -> dict[str, Any]:
+    document = openapi_document(
+        App(
+            title=title,
+            prefix=board.prefix,
+            root_path=root_path,
+            mappings=board.mappings,
+            authorizes=board.access.authorize is not None,
+            identifies=board.access.identify is not None,
+            responses=board.responses,
+            timeout_seconds=board.config.timeout_seconds,
+        )
+    )
+    return document if board.openapi is None else board.openapi(document)

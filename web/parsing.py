@@ -1,6 +1,7 @@
 """Header and query values to Python values. Pure; raises InvalidRequest with what would be right."""
 
 import hashlib
+import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Final
@@ -34,6 +35,8 @@ MAX_LIMIT: Final = 200
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _DECIMAL: Final = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?", re.ASCII)
 """No more digits than a float can hold with room to spare: what is too long is judged where its meaning is known."""
+_NUMBER: Final = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
+"""A number of 0 or more as JSON has it, which is how generated clients write one: 1e-07 is one too."""
 _RFC_3339: Final = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:)([0-5][0-9]|60)"
     r"((\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9]))",
@@ -83,9 +86,10 @@ def _split(text: str, sign: str) -> list[str]:
 
 def seconds(text: str, what: str) -> float:
     """A number of seconds, zero or more."""
-    if not _DECIMAL.fullmatch(text.strip()):
+    value = float(text) if _NUMBER.fullmatch(text.strip()) else math.inf
+    if not math.isfinite(value):
         raise InvalidRequest(f"{what} is not a number of seconds: give digits, such as 10 or 2.5")
-    return float(text)
+    return value
 
 
 def sequence(text: str, what: str) -> int:

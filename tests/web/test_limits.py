@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import trio
 from quart import request
 from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
@@ -88,3 +89,35 @@ async def test_what_comes_after_the_limit_is_thrown_away_and_never_held(site: Si
     assert [len(message.get("body", b"")) for message in seen] == [4000, 4000, 0, 0]
     assert seen[2]["more_body"] is False
     assert seen[3]["type"] == "http.disconnect"
+
+
+async def test_an_answer_of_the_apps_own_that_does_not_wait_for_the_body_leaves_the_connection_usable(
+    site: Site,
+) -> None:
+    for method, path, status in [
+        ("PUT", "/api/orders", 405),
+        ("POST", "/nowhere", 404),
+        ("PUT", "/jobs/metrics", 405),
+    ] * 2:
+        body = b'{"itemName": "x"}'
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        host, _, port = site.url.removeprefix("http://").partition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as line:
+            for _ in range(3):
+                await line.send_all(head)
+                await trio.sleep(0.05)  # so that the answer is there before the body
+                await line.send_all(body)
+                with trio.fail_after(5):
+                    answer = await whole_answer(line)
+                assert answer.startswith(b"HTTP/1.1 %d" % status), answer
+
+
+async def whole_answer(line: trio.SocketStream) -> bytes:
+    text = b""
+    while b"\r\n\r\n" not in text:
+        text += await line.receive_some()
+    head, _, rest = text.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split()[0])
+    while len(rest) < length:
+        rest += await line.receive_some()
+    return head + rest

@@ -67,6 +67,20 @@ def test_run_at_is_an_rfc_3339_time(text: str, milliseconds: int | None) -> None
         parsing.run_at_ms(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10", 10), (" 2.5 ", 2.5), ("1e-07", 1e-07), ("0.000123456789012345678", 0.000123456789012345678), ("5E3", 5000)],
+)
+def test_seconds_are_a_number_as_json_has_it(text: str, seconds: float) -> None:
+    assert parsing.seconds(text, "wait") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", ".5", "1.", "1e", "1e999", "inf", "nan", "0x10", "1_0", "٣"])
+def test_nothing_else_is_a_number_of_seconds(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="not a number of seconds"):
+        parsing.seconds(text, "wait")
+
+
 def test_idempotency_key() -> None:
     assert parsing.idempotency_key([]) is None
     assert parsing.idempotency_key([' "8e03" ']) == parsing.idempotency_key(["8e03"]) == "8e03"
