@@ -44,7 +44,7 @@ def moment(text: str) -> datetime:
 
 
 async def test_a_delay_is_counted_from_the_acceptance(still: Site) -> None:
-    for text, seconds in [("0.001", 0.001), ("1.5", 1.5), ("60", 60), ("007", 7), (str(YEAR), YEAR)]:
+    for text, seconds in [("0.001", 0.001), ("1e-3", 0.001), ("1.5", 1.5), ("60", 60), ("007", 7), (str(YEAR), YEAR)]:
         job = await accepted(still, ("Job-Delay", text))
         assert job["status"] == "Scheduled"
         waits = moment(job["scheduledFor"]) - moment(job["createdAt"])
@@ -56,7 +56,7 @@ async def test_a_delay_is_counted_from_the_acceptance(still: Site) -> None:
         "",
         "-0",
         "+1",
-        "1e3",
+        "1e",
         ".5",
         "5.",
         "1,5",
@@ -121,7 +121,7 @@ async def test_a_scheduled_job_runs_when_it_is_due_and_says_how_long_to_wait(sit
 async def test_a_timeout_may_only_lower_the_handlers_own(still: Site) -> None:
     for text in ("0.001", "1", str(int(CONFIG.timeout_seconds or 0))):
         assert (await order(still, ("Job-Timeout", text))).status_code == 202
-    for text in ("", "0", "0.0", "-1", "1800.001", "1e2", "inf", "9" * 400, "ten"):
+    for text in ("", "0", "0.0", "-1", "1800.001", "1e", "inf", "9" * 400, "ten"):
         assert_problem(await order(still, ("Job-Timeout", text)), 400)
 
 

@@ -200,5 +200,5 @@ async def test_parameters_given_twice_are_400(site: Site) -> None:
 async def test_a_huge_wait_is_capped_and_no_mistake(site: Site) -> None:
     job = await site.submit(Prefer="wait=5")
     assert (await site.http.get(f"/jobs/{job['id']}?wait={'9' * 40}")).status_code == 200
-    for wrong in ("", "-0", "1e3", "٣", "5,5", "9" * 400):
+    for wrong in ("", "-0", "1e", "٣", "5,5", "9" * 400):
         assert_problem(await site.http.get(f"/jobs/{job['id']}", params={"wait": wrong}), 400)
