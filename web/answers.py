@@ -1,4 +1,4 @@
-"""Answers that several routes share: a job's document with its headers, plain JSON, and what becomes of an exception."""
+"""Answers that several routes share: a job's document with its headers, plain JSON, none at all, and what becomes of an exception."""
 
 import functools
 import logging
@@ -21,6 +21,7 @@ from callboard.web.render import Place, job_bytes
 from callboard.web.responses import ErrorResponse, Responses, shaped, without_traceback
 
 __all__ = [
+    "bare_answer",
     "guarded",
     "job_answer",
     "json_answer",
@@ -47,6 +48,13 @@ def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | Non
         body, status=status, headers=dict(headers or {}), content_type="application/json"
     )
     response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+def bare_answer(status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """A response without a body, and so without a type of it."""
+    response: Response = current_app.response_class(b"", status=status, headers=dict(headers or {}))
+    response.headers.pop("Content-Type", None)
     return response
 
 

@@ -1,7 +1,7 @@
 """The Quart extension: handlers on routes, the job routes under a prefix, and a runtime that lives as long as the app serves.
 
-It brings store and runtime together (the only module here that may open a store) and owns the runtime's start and end. What a
-request is answered lies in ``mapping``, ``jobs`` and ``websocket``.
+It brings store and runtime together (beside the command line the only module here that may open a store) and owns the runtime's start
+and end. What a request is answered lies behind the routes that ``mounting`` makes.
 
 The runtime is held by one task in ``app.nursery``. Nothing but ``trio.Cancelled`` may leave that task: an exception there would end
 the lifespan and leave a server that answers without a runtime. (Measured; the one exception is ``LifespanFailureError``, which

@@ -1,4 +1,4 @@
-"""The job routes under the prefix: read, wait, list, steer, health, and the answer to every path that is none of them.
+"""The job routes under the prefix: read, wait, list, steer, health. ``mounting`` knows those that lie elsewhere.
 
 Each view is one request: right, parameters, one call of the runtime, answer.
 """
@@ -7,19 +7,18 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
-from quart import Response, current_app, request
+from quart import Response, request
 from werkzeug.datastructures import ETags
 from werkzeug.http import parse_etags
 
-from callboard.runtime.core.errors import (
-    InvalidRequest,
-    JobNotFound,
-)
+from callboard.runtime.core.errors import InvalidRequest
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import JobFilter
 from callboard.web import parsing
-from callboard.web.answers import job_answer, json_answer, json_bytes, place_of, poll_after_seconds
+from callboard.web.access import Action
+from callboard.web.answers import bare_answer, job_answer, json_answer, json_bytes, place_of, poll_after_seconds
 from callboard.web.cursors import seal, unseal
+from callboard.web.lookup import permitted_job
 from callboard.web.pages import full_page
 from callboard.web.problems import Refusal
 from callboard.web.render import Place, entity_tag, expires, job_document, job_fields, job_location
@@ -48,7 +47,7 @@ class JobRoutes:
         self._board = board
 
     def routes(self) -> list[Route]:
-        """Every HTTP route under the prefix, for mounting, for ``Allow`` and for the OpenAPI document."""
+        """The routes of these views."""
         return [
             Route("GET", "", self.list),
             Route("GET", "/<job_id>", self.read),
@@ -127,9 +126,7 @@ class JobRoutes:
             return await self.cancel(job_id)
         job = await self._job(job_id, "purge")
         await self._board.runtime.purge(job.id)
-        response: Response = current_app.response_class(b"", status=204)
-        response.headers.pop("Content-Type", None)
-        return response
+        return bare_answer(204)
 
     async def cancel(self, job_id: str) -> Response:
         """Ask for the end of a job; ``Prefer: wait`` waits for it."""
@@ -161,13 +158,8 @@ class JobRoutes:
         await self._board.runtime.check()
         return json_answer(b'{"status":"ready"}')
 
-    async def _job(self, text: str, action: Any) -> Job:
-        job_id = parsing.job_id(text)
-        if job_id is None:
-            raise JobNotFound("malformed id")
-        job = await self._board.runtime.get(job_id)
-        await self._board.access.require(request, action, job)
-        return job
+    async def _job(self, job_id: str, action: Action) -> Job:
+        return await permitted_job(self._board, request, job_id, action)
 
     async def _held(self, job: Job, wait_seconds: float) -> Job:
         tags = _tags()
@@ -196,8 +188,7 @@ class JobRoutes:
     def _document(self, job: Job, place: Place, *, waited: bool) -> Response:
         tag = entity_tag(job)
         if _tags().contains_weak(tag):
-            response: Response = current_app.response_class(b"", status=304)
-            response.headers.pop("Content-Type", None)
+            response = bare_answer(304)
             if not job.status.is_terminal:
                 response.headers["Retry-After"] = str(poll_after_seconds(job))
         else:
@@ -226,11 +217,7 @@ class JobRoutes:
         return await shaped(form, record, answer)
 
     def _see_other(self, location: str) -> Response:
-        response: Response = current_app.response_class(
-            b"", status=303, headers={"Location": location, "Cache-Control": CACHE}
-        )
-        response.headers.pop("Content-Type", None)
-        return response
+        return bare_answer(303, {"Location": location, "Cache-Control": CACHE})
 
 
 def _parameter(name: str) -> str | None:

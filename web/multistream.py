@@ -20,12 +20,13 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import HTTPException
 
 from callboard.runtime import Job, JobFilter, Missed, Status
-from callboard.runtime.core.errors import CallboardError, JobNotFound, ShuttingDown
+from callboard.runtime.core.errors import CallboardError, ShuttingDown
 from callboard.web import parsing, problems
 from callboard.web.answers import place_of
 from callboard.web.bulk import submit_inside
 from callboard.web.compat import CLIENT_GONE
 from callboard.web.limits import mark_socket
+from callboard.web.lookup import permitted_job
 from callboard.web.outbox import Close, Item, Lane, Outbox, frame_of
 from callboard.web.problems import Refusal
 from callboard.web.render import job_fields
@@ -211,19 +212,11 @@ class _Socket:
                 await self._cancel(order.id)
 
     async def _cancel(self, text: str) -> None:
-        job = await self._job(text, "cancel")
+        job = await permitted_job(self._board, self._source, text, "cancel")
         canceled = await self._board.runtime.cancel(job.id)
         fields = job_fields(canceled, self._place)
         frame = {"type": "canceling", "id": job.id, "seq": canceled.seq, "status": canceled.status, "job": fields}
         await self._outbox.answer(_frame(frame))
-
-    async def _job(self, text: str, action: Any) -> Job:
-        job_id = parsing.job_id(text)
-        if job_id is None:
-            raise JobNotFound("malformed id")
-        job = await self._board.runtime.get(job_id)
-        await self._board.access.require(self._source, action, job)
-        return job
 
     # Subscriptions
 
@@ -273,7 +266,7 @@ class _Socket:
 
     async def _source_of(self, order: _Subscribe) -> AbstractAsyncContextManager[AsyncIterator[Item | Missed]]:
         if order.id is not None:
-            job = await self._job(order.id, "stream")
+            job = await permitted_job(self._board, self._source, order.id, "stream")
             return self._board.runtime.watch(job.id, after=order.after)
         await self._board.access.require(self._source, "stream")
         status = order.status or []

@@ -9,9 +9,9 @@ from quart import Response, request
 
 from callboard.runtime import AttemptRecord, JobNotFound, Queue, Status
 from callboard.runtime.core.document import format_time
-from callboard.web import parsing
 from callboard.web.answers import json_answer, json_bytes
 from callboard.web.jobs import Route
+from callboard.web.lookup import permitted_job
 
 if TYPE_CHECKING:
     from callboard.web.board import Callboard
@@ -26,7 +26,7 @@ class OperatingRoutes:
         self._board = board
 
     def routes(self) -> list[Route]:
-        """Every route, for mounting, for ``Allow`` and for the OpenAPI document."""
+        """The routes of these views."""
         return [
             Route("GET", "/<job_id>/attempts", self.attempts),
             Route("GET", "/queues", self.queues),
@@ -36,13 +36,9 @@ class OperatingRoutes:
 
     async def attempts(self, job_id: str) -> Response:
         """How a job's attempts ended, with their exceptions, for those who may inspect."""
-        known = parsing.job_id(job_id)
-        if known is None:
-            raise JobNotFound("malformed id")
-        job = await self._board.runtime.get(known)
-        await self._board.access.require(request, "inspect", job)
-        records = await self._board.runtime.attempts(known)
-        if (await self._board.runtime.get(known)).serial != job.serial:
+        job = await permitted_job(self._board, request, job_id, "inspect")
+        records = await self._board.runtime.attempts(job.id)
+        if (await self._board.runtime.get(job.id)).serial != job.serial:
             raise JobNotFound("another job took the id meanwhile")
         return json_answer(json_bytes({"attempts": [_attempt_fields(record) for record in records]}))
 

@@ -8,8 +8,9 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from callboard.runtime.core.document import parse_time
-from callboard.runtime.core.errors import InvalidRequest
+from callboard.runtime.core.errors import InvalidRequest, JobNotFound
 from callboard.runtime.core.job import MAX_PRIORITY, Status
+from callboard.runtime.ids import canonical
 
 __all__ = [
     "digest",
@@ -32,7 +33,6 @@ __all__ = [
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
-_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _DECIMAL: Final = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?", re.ASCII)
 """No more digits than a float can hold with room to spare: what is too long is judged where its meaning is known."""
 _NUMBER: Final = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
@@ -50,8 +50,11 @@ _DAY_MS: Final = 24 * 3600 * 1000
 
 
 def job_id(text: str) -> str | None:
-    """A UUID in its canonical lower-case form; None if ``text`` is none."""
-    return text.lower() if _UUID.fullmatch(text) else None
+    """A job's id in its canonical form; None if ``text`` can be none."""
+    try:
+        return canonical(text)
+    except JobNotFound:
+        return None
 
 
 def preferred_wait(prefer: Iterable[str]) -> float | None:

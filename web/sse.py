@@ -18,9 +18,10 @@ from quart import Response, current_app, request
 from quart.wrappers.response import ResponseBody
 
 from callboard.runtime import Watch
-from callboard.runtime.core.errors import CallboardError, JobNotFound
+from callboard.runtime.core.errors import CallboardError
 from callboard.web import parsing
-from callboard.web.answers import place_of
+from callboard.web.answers import bare_answer, place_of
+from callboard.web.lookup import permitted_job
 from callboard.web.outbox import frame_of
 from callboard.web.render import Place
 
@@ -45,16 +46,10 @@ def make_events_view(board: "Callboard") -> Callable[[str], Awaitable[Response]]
 
     async def events(job_id: str) -> Response:
         after = _after()
-        canonical = parsing.job_id(job_id)
-        if canonical is None:
-            raise JobNotFound("malformed id")
-        job = await board.runtime.get(canonical)
-        await board.access.require(request, "stream", job)
+        job = await permitted_job(board, request, job_id, "stream")
         if after is not None and job.status.is_terminal and after >= job.seq:
-            ended: Response = current_app.response_class(b"", status=204, headers=HEADERS)
-            ended.headers.pop("Content-Type", None)
-            return ended
-        body = b"" if request.method == "HEAD" else EventBody(board, canonical, after, place_of(request, board.prefix))
+            return bare_answer(204, HEADERS)
+        body = b"" if request.method == "HEAD" else EventBody(board, job.id, after, place_of(request, board.prefix))
         response: Response = current_app.response_class(
             body, headers=HEADERS, content_type="text/event-stream; charset=utf-8"
         )

@@ -13,11 +13,12 @@ import trio
 import trio.lowlevel
 from quart import Response, websocket
 
-from callboard.runtime.core.errors import CallboardError, JobNotFound, ShuttingDown, StoreUnavailable
+from callboard.runtime.core.errors import CallboardError, ShuttingDown, StoreUnavailable
 from callboard.web import parsing
 from callboard.web.answers import place_of
 from callboard.web.compat import CLIENT_GONE
 from callboard.web.limits import mark_socket
+from callboard.web.lookup import permitted_job
 from callboard.web.outbox import Close, Item, Lane, Outbox, frame_of
 from callboard.web.problems import Refusal
 from callboard.web.render import Place
@@ -43,12 +44,8 @@ def make_stream_view(board: "Callboard") -> Callable[[str], Awaitable[Response |
         board.access.check_origin(websocket)
         after = websocket.args.get("after")
         since = None if after is None else parsing.sequence(after, "after")
-        canonical = parsing.job_id(job_id)
-        if canonical is None:
-            raise JobNotFound("malformed id")
-        job = await board.runtime.get(canonical)
-        await board.access.require(websocket, "stream", job)
-        async with board.runtime.watch(canonical, after=since) as items:
+        job = await permitted_job(board, websocket, job_id, "stream")
+        async with board.runtime.watch(job.id, after=since) as items:
             mark_socket(websocket)
             await websocket.accept()
             with board.metrics.streaming():
