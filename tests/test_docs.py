@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from msgspec.structs import fields
+from quart_trio import QuartTrio
 
 from callboard.runtime import Config, Handler, Job, JobContext, Request, Status
 from callboard.runtime.context import Reports
@@ -18,6 +19,8 @@ from callboard.runtime.core import store as protocol
 from callboard.runtime.core.document import FIELDS
 from callboard.runtime.core.transition import TABLE, diagram
 from callboard.web import Callboard
+from callboard.web.access import Action
+from callboard.web.limits import ENDPOINT_PREFIX
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -154,6 +157,23 @@ def test_the_table_of_job_has_everything_that_a_handler_sees() -> None:
     job = Job(id="j", name="N", status=Status.IN_PROGRESS, created_ms=0, updated_ms=0)
     context = JobContext(job, Request(), Reports(lambda: None), lambda: False)
     assert shown == {name for name in dir(context) if not name.startswith("_")}
+
+
+def test_every_route_is_on_the_page_of_http() -> None:
+    app = QuartTrio("routes")
+    Callboard(app)
+    text = (DOCS / "http.md").read_text()
+    rules = [rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith(ENDPOINT_PREFIX)]
+    paths = {rule.rule for rule in rules if "unknown" not in rule.endpoint}
+    assert {"/jobs", "/jobs/stream", "/jobs/ui"} < paths
+    shown = {path.replace("<job_id>", "<id>").replace("<path:queue>", "default") for path in paths}
+    assert not [path for path in shown if not re.search(rf"{re.escape(path)}(?![\w/])", text)]
+
+
+def test_every_action_is_among_the_hooks() -> None:
+    _, _, hooks = (DOCS / "embedding.md").read_text().partition("\n## Hooks\n")
+    named = set(re.findall(r"`(\w+)`", hooks.partition("\n## ")[0]))
+    assert set(get_args(Action)) <= named
 
 
 def names_in(cell: str) -> set[str]:

@@ -1,7 +1,8 @@
 """Numbers for Prometheus. One registry per board, so that two apps in a process, or an app's own metrics, never meet in one.
 
-Counters and histograms are of what this process did itself, so that sums over processes are right; only ``callboard_jobs`` is of what
-the store holds, and is the same in all of them. Labels have few values: handlers, queues, statuses and verbs, never a job.
+Counters and histograms are of what this process did itself, so that sums over processes are right; only ``callboard_jobs`` and
+``callboard_queue_paused`` are of what the store holds, and are the same in all of them. Labels have few values: handlers, queues,
+statuses and verbs, never a job.
 docs/operating.md says what each one means.
 """
 

@@ -49,10 +49,12 @@ class VirtualRuntime:
         self.runtime = runtime
         self.events: list[Event] = []
         self.submit = runtime.submit
+        self.submit_many = runtime.submit_many
         self.get = runtime.get
         self.list = runtime.list
         self.wait = runtime.wait
         self.watch = runtime.watch
+        self.feed = runtime.feed
         self.cancel = runtime.cancel
         self.retry = runtime.retry
         self.purge = runtime.purge

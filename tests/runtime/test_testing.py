@@ -1,6 +1,8 @@
 """``callboard.testing``: what users test their own handlers with."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 import trio
@@ -9,6 +11,8 @@ from trio.testing import MockClock
 from callboard.runtime import Handlers, JobContext, Status, ThreadJobContext
 from callboard.runtime.handlers import make_handler
 from callboard.testing import open_virtual_runtime, run_virtual, virtual_now_ms
+
+EMBEDDING = (Path(__file__).resolve().parents[2] / "docs" / "embedding.md").read_text()
 
 handlers = Handlers()
 
@@ -51,6 +55,14 @@ async def test_drain_passes_over_a_year(autojump_clock: MockClock) -> None:
         assert abs(ended.started_ms - now_ms - 365 * 24 * 3600 * 1000) <= 5
         assert (await board.get(job.id)).status == "Completed"
     assert time.monotonic() - began < 5
+
+
+async def test_it_has_what_the_documents_name(autojump_clock: MockClock) -> None:
+    found = re.search(r"^`(submit, .+?)` and, for operators, `(.+?)`", EMBEDDING, re.MULTILINE)
+    assert found is not None
+    async with open_virtual_runtime(handlers) as board:
+        for name in (*found[1].split(", "), *found[2].split(", ")):
+            assert getattr(board, name) == getattr(board.runtime, name)
 
 
 async def test_events_of_one_job_in_order(autojump_clock: MockClock) -> None:
