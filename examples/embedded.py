@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from callboard.runtime import Config, Handlers, JobContext, Runtime, Snapshot, ThreadJobContext, open_runtime
-from callboard.stores.opening import open_store
+from callboard.stores import open_store
 
 __all__ = ["Primes", "count_primes", "handlers", "main", "nap"]
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import trio
 
 from callboard.runtime.core.errors import ShuttingDown
-from callboard.runtime.core.events import Event, merge
+from callboard.runtime.core.events import Event, merged_progress
 
 __all__ = ["Hub", "Subscription"]
 
@@ -27,13 +27,9 @@ class Subscription:
 
     def offer(self, event: Event) -> None:
         """Keep ``event`` for the subscriber; a progress event that nobody has seen gives way to a newer one."""
-        last = self._events[-1] if self._events else None
-        if (
-            last is not None
-            and last.type == event.type == "progress"
-            and (last.job_id, last.seq) == (event.job_id, event.since)
-        ):
-            self._events[-1] = merge(last, event)
+        merged = merged_progress(self._events[-1], event) if self._events else None
+        if merged is not None:
+            self._events[-1] = merged
         elif len(self._events) < self._limit:
             self._events.append(event)
         else:

@@ -252,7 +252,7 @@ async def open_runtime(
     exceptions come out as they are.
     """
     if isinstance(store, str):
-        raise ConfigError("open_runtime takes a store, not a URL: callboard.stores.opening.open_store(url) makes one")
+        raise ConfigError("open_runtime takes a store, not a URL: callboard.stores.open_store(url) makes one")
     _refuse_start_in_worker()
     runtime = Runtime(
         store,

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -89,6 +90,17 @@ def test_import_is_light(statement: str) -> None:
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=env)
     assert loaded.stdout.split() == []
+
+
+def test_the_import_contracts_name_every_module_of_the_runtime() -> None:
+    """One that is forgotten in pyproject.toml could be imported from anywhere."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    forbidden = {tuple(one.get("source_modules", ())): set(one.get("forbidden_modules", ())) for one in contracts}
+    modules = {f"callboard.runtime.{path.stem}" for path in (ROOT / "runtime").glob("*.py")}
+    modules.discard("callboard.runtime.__init__")
+    assert modules <= forbidden["callboard.stores",]
+    pure_or_declared = {f"callboard.runtime.{name}" for name in ("bulk", "handlers", "ids", "payload")}
+    assert modules - forbidden["callboard.web",] == pure_or_declared
 
 
 def error_classes(root: type[CallboardError] = CallboardError) -> list[type[CallboardError]]:

@@ -12,6 +12,8 @@ from urllib.parse import quote
 from msgspec import Struct
 from werkzeug.routing.rules import parse_converter_args
 
+from callboard.web.render import PATH_SIGNS
+
 __all__ = ["Template", "template"]
 
 Schema = dict[str, Any]
@@ -20,8 +22,6 @@ _VARIABLE: Final = re.compile(
     r"<(?:(?P<converter>[a-zA-Z_][a-zA-Z0-9_]*)(?:\((?P<arguments>.*?)\))?:)?(?P<name>[a-zA-Z_][a-zA-Z0-9_]*)>"
 )
 """A variable of a route. Source: werkzeug, ``routing/rules.py``."""
-_PATH_SIGNS: Final = "/:@!$&'()*+,;=~"
-"""What stands for itself in a path. Source: RFC 3986, section 3.3."""
 _SEGMENT: Final = "^[^/]+$"
 
 
@@ -47,13 +47,13 @@ def template(route: str) -> Template:
     path, shape, end = "", "", 0
     parameters: list[Schema] = []
     for found in _VARIABLE.finditer(route):
-        static = quote(route[end : found.start()], safe=_PATH_SIGNS)
+        static = quote(route[end : found.start()], safe=PATH_SIGNS)
         path += static + "{" + found["name"] + "}"
         shape += static + "{}"
         end = found.end()
         schema = _schema(found["converter"] or "default", found["arguments"] or "")
         parameters.append({"name": found["name"], "in": "path", "required": True, "schema": schema})
-    rest = quote(route[end:], safe=_PATH_SIGNS)
+    rest = quote(route[end:], safe=PATH_SIGNS)
     return Template(path + rest, shape + rest, tuple(parameters))
 
 

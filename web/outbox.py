@@ -13,7 +13,7 @@ import trio
 from msgspec import Struct
 
 from callboard.runtime import Snapshot
-from callboard.runtime.core.events import Event, merge
+from callboard.runtime.core.events import Event, merged_progress
 from callboard.web.render import Place, event_frame, snapshot_frame
 
 __all__ = ["Close", "Item", "Lane", "Outbox", "frame_of"]
@@ -61,10 +61,10 @@ class Lane:
             last = self.waiting[index]
             if isinstance(last, bytes) or _job_id(last) != item.job_id:
                 continue
-            if isinstance(last, Event) and last.type == "progress" and last.seq == item.since:
-                self.waiting[index] = merge(last, item)
-                return True
-            return False
+            merged = merged_progress(last, item) if isinstance(last, Event) else None
+            if merged is not None:
+                self.waiting[index] = merged
+            return merged is not None
         return False
 
 

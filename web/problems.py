@@ -26,6 +26,7 @@ from callboard.runtime.core.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
+from callboard.web.render import PATH_SIGNS
 
 __all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refusal", "answer", "describe", "in_words", "instance_of"]
 
@@ -41,10 +42,6 @@ _FIXED: Final[dict[type[CallboardError], str]] = {
     ShuttingDown: "This server takes no new work. Repeat the request; it is safe.",
 }
 """Errors whose own text is not for clients."""
-
-
-_PATH_SIGNS: Final = "/:@!$&'()*+,;=~"
-"""What stands for itself in a path. Source: RFC 3986, section 3.3."""
 
 
 class Refusal(CallboardError):
@@ -120,7 +117,7 @@ def answer(problem: Problem, request: BaseRequestWebsocket) -> Response:
 
 def instance_of(request: BaseRequestWebsocket) -> str:
     """The path that was asked for, as a URI reference without its query, which may hold secrets; fit for one line of a log."""
-    return quote(request.root_path + request.path, safe=_PATH_SIGNS, errors="replace")
+    return quote(request.root_path + request.path, safe=PATH_SIGNS, errors="replace")
 
 
 def _of_known(error: CallboardError, request: BaseRequestWebsocket, retry_after_seconds: int | None) -> Problem:

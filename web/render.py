@@ -18,6 +18,7 @@ from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Job, Status
 
 __all__ = [
+    "PATH_SIGNS",
     "Place",
     "entity_tag",
     "event_frame",
@@ -29,6 +30,9 @@ __all__ = [
     "reference",
     "snapshot_frame",
 ]
+
+PATH_SIGNS: Final = "/:@!$&'()*+,;=~"
+"""What stands for itself in a path. Source: RFC 3986, section 3.3."""
 
 _encoder = msgspec.json.Encoder()
 _LONE_PERCENT: Final = re.compile("%(?![0-9A-Fa-f]{2})")

@@ -6,7 +6,7 @@ from msgspec import Raw, Struct
 
 from callboard.runtime.core.job import TERMINAL
 
-__all__ = ["Event", "EventType", "LogEntry", "merge"]
+__all__ = ["Event", "EventType", "LogEntry", "merge", "merged_progress"]
 
 EventType = Literal["status", "progress", "log"]
 
@@ -57,3 +57,12 @@ def merge(earlier: Event, later: Event) -> Event:
         changes={**earlier.changes, **later.changes},
         log=later.log,
     )
+
+
+def merged_progress(earlier: Event, later: Event) -> Event | None:
+    """Both in one where that loses nothing: progress of one job, the later right after the earlier. None for any other two.
+
+    Source: the wire contract; nothing but progress is ever merged.
+    """
+    adjoin = (earlier.job_id, earlier.seq) == (later.job_id, later.since)
+    return merge(earlier, later) if adjoin and earlier.type == later.type == "progress" else None

@@ -30,8 +30,8 @@ from callboard.runtime import (
     Submission,
     ThreadJobContext,
 )
+from callboard.stores import open_store
 from callboard.stores.memory import MemoryDatabase, MemoryStore
-from callboard.stores.opening import open_store
 
 IDLE = Config(max_concurrent_jobs=0)
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

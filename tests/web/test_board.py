@@ -19,7 +19,7 @@ from tests.web.workshop import CONFIG, Cut, Gates, Site, make_site_app, run_site
 
 from callboard.runtime import JobContext, ShuttingDown
 from callboard.runtime.core.errors import ConfigError, HandlerError, StoreRefused
-from callboard.stores.opening import open_store
+from callboard.stores import open_store
 from callboard.web import Callboard
 
 

@@ -17,7 +17,7 @@ from tests.web.workshop import CONFIG, Cut, Gates, Site, assert_problem, make_si
 
 from callboard.runtime import JobContext
 from callboard.runtime.core.store import Store, Write
-from callboard.stores.opening import open_store
+from callboard.stores import open_store
 from callboard.web import Callboard
 
 IDLE = replace(CONFIG, max_concurrent_jobs=0)

@@ -15,7 +15,7 @@ from tests.web.workshop import CONFIG, Cut, Gates, Site, make_site_app
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from callboard.runtime import JobContext
-from callboard.stores.opening import open_store
+from callboard.stores import open_store
 from callboard.web import Callboard
 
 

@@ -12,7 +12,7 @@ from tests.web.conftest import OpenSite
 from tests.web.workshop import CONFIG, Cut, Gates, Site, assert_problem, make_site_app, patient
 
 from callboard.runtime import CallboardError, ConfigError, InvalidPayload, JobContext, StoreUnavailable
-from callboard.stores.opening import open_store
+from callboard.stores import open_store
 from callboard.web import Callboard, ErrorResponse, Responses, StatusResponse, SubmittedResponse
 
 IDLE = replace(CONFIG, max_concurrent_jobs=0)

@@ -14,7 +14,7 @@ from tests.web.conftest import OpenSite
 from tests.web.workshop import CONFIG, Cut, Gates, Site, assert_problem, make_site_app, patient
 
 from callboard.runtime import JobContext
-from callboard.stores.opening import open_store
+from callboard.stores import open_store
 from callboard.web import Callboard
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")

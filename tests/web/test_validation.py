@@ -15,7 +15,7 @@ from tests.web.workshop import CONFIG, Cut, Gates, Site, assert_problem, make_si
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from callboard.runtime import ConfigError, InvalidRequest, JobContext
-from callboard.stores.opening import open_store
+from callboard.stores import open_store
 from callboard.web import Callboard, Responses
 
 IDLE = replace(CONFIG, max_concurrent_jobs=0)
