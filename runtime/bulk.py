@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from callboard.runtime.core.errors import CallboardError, ConfigError, InvalidRequest, ShuttingDown, StoreUnavailable
+from callboard.runtime.core.errors import CallboardError, InvalidRequest, ShuttingDown, StoreUnavailable
 from callboard.runtime.core.job import Job
 from callboard.runtime.core.store import Outcome, Write
 from callboard.runtime.handlers import Handler
@@ -51,24 +51,13 @@ async def with_bodies(
         # How large a body is shows only when it is encoded.
         await breathe(number, size_bytes)
         try:
-            submission = _with_body(handler, template, body, key)
+            submission = with_body(handler, template, body, key=key)
         except CallboardError as error:
             submissions.append(error)
             continue
         size_bytes = memoryview(submission.request.body).nbytes
         submissions.append(submission)
     return submissions
-
-
-def _with_body(handler: Handler, template: Submission, body: Any, key: str | None) -> Submission:
-    try:
-        return with_body(handler, template, body, key=key)
-    except CallboardError:
-        raise
-    except (
-        Exception
-    ) as error:  # of the priority function, which is the app's: one body that it cannot judge harms no other
-        raise ConfigError(f"the priority function of handler {handler.name!r} gave no priority: {error}") from error
 
 
 async def carry_out(

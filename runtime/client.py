@@ -95,7 +95,8 @@ class Client:
         """Run the handler ``name`` with ``body``, a value of its type or what msgspec makes of the same JSON.
 
         Returns when the store has the job. The same ``job_id`` or ``key`` with the same name and body again gives the same job.
-        Raises InvalidRequest, InvalidPayload, QueueFull, JobExists, KeyReused, StoreUnavailable, ShuttingDown.
+        Raises InvalidRequest, InvalidPayload, QueueFull, JobExists, KeyReused, StoreUnavailable, ShuttingDown; ConfigError where the
+        handler's priority function fails.
         """
         handler = self._handler(name)
         template = _template(name, queue, priority, delay_seconds, max_retries, timeout_seconds, headers)

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from callboard.runtime.config import MAX_SECONDS
 from callboard.runtime.context import JobContext, ProcessJobContext, ThreadJobContext
-from callboard.runtime.core.errors import HandlerError
+from callboard.runtime.core.errors import ConfigError, HandlerError
 from callboard.runtime.core.job import MAX_PRIORITY, Job
 from callboard.runtime.faults import RaisedElsewhere, kind_name
 from callboard.runtime.payload import is_pydantic, undecodable
@@ -59,13 +59,14 @@ class Handler(Struct, frozen=True, kw_only=True):
         return self.retry_on is None or _is_one_of(error, self.retry_on)
 
     def priority_of(self, body: Any) -> int:
-        """The priority of a job with that decoded body. Raises ValueError if it is out of range."""
+        """The priority of a job with that decoded body. Raises ConfigError where the app's function fails or gives none."""
         value = self.priority
-        if callable(value):
-            value = value(body) if self.takes_body else value()
-        if not isinstance(value, int) or isinstance(value, bool) or not -MAX_PRIORITY <= value <= MAX_PRIORITY:
-            raise ValueError(f"the priority is {value!r}: give a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
-        return value
+        if not callable(value):
+            return _checked_priority(value)
+        try:
+            return _checked_priority(value(body) if self.takes_body else value())
+        except Exception as error:  # the app's own code: the caller has done nothing wrong
+            raise ConfigError(f"the priority function of handler {self.name!r} gave no priority: {error}") from error
 
 
 class Handlers:
@@ -232,10 +233,16 @@ def _check_body_type(kind: Any, where: str) -> None:
         raise HandlerError(f"{where}: a body cannot hold {unknown}, which JSON cannot be decoded to: {hint}")
 
 
+def _checked_priority(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -MAX_PRIORITY <= value <= MAX_PRIORITY:
+        raise ValueError(f"the priority is {value!r}: give a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
+    return value
+
+
 def _check_options(handler: Handler, where: str) -> None:
     try:
         if not callable(handler.priority):
-            handler.priority_of(None)
+            _checked_priority(handler.priority)
     except ValueError as error:
         raise HandlerError(f"{where}: {error}") from None
     for option in ("max_retries", "max_lost_leases"):

@@ -7,7 +7,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from callboard.runtime.config import MAX_SECONDS, Config
-from callboard.runtime.core.errors import InvalidRequest
+from callboard.runtime.core.errors import CallboardError, ConfigError, InvalidRequest
 from callboard.runtime.core.job import MAX_PRIORITY, NULL, Job, Request, Status
 from callboard.runtime.handlers import Handler
 from callboard.runtime.payload import decode, encode
@@ -48,12 +48,12 @@ def with_body(
 ) -> Submission:
     """``template`` with ``body``, a value of the handler's type or what msgspec makes of the same JSON, and what goes by it.
 
-    Raises InvalidRequest, InvalidPayload.
+    Raises InvalidRequest, InvalidPayload, ConfigError.
     """
     if body is not None and not handler.takes_body:
         raise InvalidRequest(f"handler {handler.name!r} takes no body")
     encoded = _encoded(body) if handler.takes_body else NULL
-    decoded = decode(handler.request_type, encoded) if handler.takes_body else None
+    decoded = _decoded(handler, encoded) if handler.takes_body else None
     fingerprint = f"{handler.name} {blake2b(bytes(encoded), digest_size=16).hexdigest()}" if job_id or key else None
     return replace(
         template,
@@ -123,10 +123,21 @@ def _due_ms(submission: Submission, now_ms: int) -> int | None:
     return due_ms
 
 
+def _decoded(handler: Handler, encoded: Raw) -> Any:
+    try:
+        return decode(handler.request_type, encoded)
+    except CallboardError:
+        raise
+    except (
+        Exception
+    ) as error:  # the type's own code: what it raises in the place of ValueError and TypeError is the app's bug
+        raise ConfigError(f"the type of handler {handler.name!r} could not judge the body: {error}") from error
+
+
 def _encoded(body: Any) -> Raw:
     try:
         return encode(body)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # looking at the value runs the app's own code
         raise InvalidRequest(f"the body has no JSON form: {error}") from error
 
 

@@ -109,6 +109,9 @@ async def _decode(mapping: "Mapping", asked: Asked, lines: list[Line], max_body_
             line.submission = asked.submission(raw, number)
         except CallboardError as error:
             line.answer = error
+        except Exception as error:  # the type's own code
+            logger.error("%s %s: line %d failed", request.method, request.path, number + 1, exc_info=error)
+            line.answer = error
 
 
 async def _find(board: "Callboard", lines: list[Line]) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from quart import request
 
 from callboard.runtime import Submission
-from callboard.runtime.core.errors import ConfigError, InvalidRequest
+from callboard.runtime.core.errors import InvalidRequest
 from callboard.runtime.core.job import Request
 from callboard.runtime.handlers import Handler
 from callboard.web import parsing
@@ -79,14 +79,8 @@ def ask(board: "Callboard", mapping: "Mapping", route_params: dict[str, Any], ow
 
 
 def priority_of(handler: Handler, asked: Asked, body: Any) -> int:
-    """The priority of the job with that decoded body."""
-    if asked.priority is not None:
-        return asked.priority
-    try:
-        return handler.priority_of(body)
-    except Exception as error:
-        # The client has done nothing wrong: this is answered as the app's bug that it is.
-        raise ConfigError(f"the priority function of handler {handler.name!r} gave no priority: {error}") from error
+    """The priority of the job with that decoded body. Raises ConfigError, which is answered as the app's bug that it is."""
+    return handler.priority_of(body) if asked.priority is None else asked.priority
 
 
 class Options(Struct, frozen=True, kw_only=True):

@@ -74,6 +74,29 @@ async def total(runtime: Runtime) -> int:
     return sum((await runtime.counts()).values())
 
 
+class Moody(msgspec.Struct):
+    """Its author let something out that is no sign of a wrong body."""
+
+    mood: str
+
+    def __post_init__(self) -> None:
+        if self.mood == "bad":
+            raise LookupError("no such mood")
+
+
+async def test_a_type_that_cannot_judge_one_body_harms_no_other(autojump_clock: MockClock) -> None:
+    @handler("moody")
+    async def moody(job: JobContext, body: Moody) -> None: ...
+
+    async with opened(FaultyStore(), moody, config=IDLE) as runtime:
+        bodies = [{"mood": "good"}, {"mood": "bad"}, {"mood": "good"}]
+        answers = await runtime.submit_many("moody", bodies)
+        assert kinds(answers) == ["Job", "ConfigError", "Job"]
+        assert str(answers[1]) == "the type of handler 'moody' could not judge the body: no such mood"
+        with pytest.raises(ConfigError, match="no such mood"):
+            await runtime.submit("moody", bodies[1])
+
+
 async def test_answers_are_in_order_and_one_refused_harms_no_other(autojump_clock: MockClock) -> None:
     store = Counting()
     async with opened(store, work, config=IDLE) as runtime:

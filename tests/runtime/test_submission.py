@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from callboard.runtime import (
     Accepted,
     Config,
+    ConfigError,
     IllegalTransition,
     InvalidPayload,
     InvalidRequest,
@@ -166,7 +167,7 @@ async def test_priority_by_a_function_of_the_body(autojump_clock: MockClock, wro
         assert (await runtime.submit("ordered", Order("a", 7), priority=2)).priority == 2
         assert (await runtime.submit("plain")).priority == 9
         before = await total(runtime)
-        with pytest.raises(ValueError, match=r"the priority is .*: give a whole number"):
+        with pytest.raises(ConfigError, match=r"'broken' gave no priority: the priority is .*: give a whole number"):
             await runtime.submit("broken")
         assert await total(runtime) == before
         # A submission that brings no body to judge (the web judges before) gets the middle.

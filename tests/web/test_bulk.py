@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import trio
 from msgspec import Raw
@@ -330,6 +331,34 @@ async def test_the_validation_hook_is_asked_for_each_line(
     assert bug["status"] == priced["status"] == bug["problem"]["status"] == 500
     assert "tiger" not in answer.text and "tiger" in caplog.text
     assert "'Checked' gave no priority: integer division" in caplog.text
+    assert await count(site) == 2
+
+
+class Moody(msgspec.Struct):
+    mood: str
+
+    def __post_init__(self) -> None:
+        if self.mood == "bad":
+            raise LookupError("the password is tiger")
+
+
+def moody_app(board: Callboard, gates: Gates) -> QuartTrio:
+    app = QuartTrio("moody")
+    board.init_app(app)
+
+    @board.post("/api/moody", name="Moody")
+    async def moody(job: JobContext, body: Moody) -> None: ...
+
+    return app
+
+
+async def test_a_type_that_cannot_judge_one_line_harms_no_other(
+    open_site: OpenSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = await open_site(make_app=moody_app)
+    answer = await send(site, "/api/moody", [{"mood": "good"}, {"mood": "bad"}, {"mood": "good"}])
+    assert statuses(answer) == [202, 500, 202]
+    assert "tiger" not in answer.text and "tiger" in caplog.text and "line 2 failed" in caplog.text
     assert await count(site) == 2
 
 
