@@ -1,6 +1,7 @@
 """What a client may send: media types, codings, odd JSON, odd headers, and HTTP as raw bytes."""
 
 import gzip
+import re
 from typing import Any
 
 import httpx
@@ -148,7 +149,7 @@ async def test_a_key_is_the_same_with_and_without_its_quotes_whatever_its_bytes(
 
 
 async def raw(site: Site, *lines: str | bytes, body: bytes = b"", expect: bytes = b"") -> bytes:
-    """The bytes that come back; ``body`` is sent once ``expect`` has come."""
+    """The bytes that come back, up to the end of an answer; ``body`` is sent once ``expect`` has come."""
     host, _, port = site.url.removeprefix("http://").partition(":")
     encoded = b"\r\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
     received = b""
@@ -158,9 +159,18 @@ async def raw(site: Site, *lines: str | bytes, body: bytes = b"", expect: bytes 
             while expect and expect not in received:
                 received += await stream.receive_some(65536)
             await stream.send_all(body)
-            while piece := await stream.receive_some(65536):
+            while not is_whole(received) and (piece := await stream.receive_some(65536)):
                 received += piece
     return received
+
+
+def is_whole(received: bytes) -> bool:
+    """Whether an answer has come with its body; Hypercorn leaves the connection open, whatever was asked."""
+    head, _, rest = received.partition(b"\r\n\r\n")
+    if head.startswith(b"HTTP/1.1 100"):
+        return is_whole(rest)
+    length = re.search(rb"\r\ncontent-length: ([0-9]+)", head, re.IGNORECASE)
+    return length is not None and len(rest) >= int(length[1])
 
 
 JSON = "Content-Type: application/json"
