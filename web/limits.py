@@ -8,7 +8,8 @@ still comes is thrown away. It never holds a body itself, and bounds nothing on 
 (Quart 0.23 looks at the limit of a chunked body only when all of it has arrived. And an answer that is complete before the body has
 come leaves Hypercorn with a connection that is neither closed nor read again, so that the client's next request on it would never be
 answered. So the end of such an answer, whoever gives it, waits for the end of the body, while the client has all of its bytes; what
-comes meanwhile is thrown away.)
+comes meanwhile is thrown away. And a connection that ends with its answer, ``Connection: close`` or HTTP/1.0, is closed although the
+close cancels who answers.)
 
 What a websocket's client sends after the end of a stream is thrown away too, until the connection is gone: Hypercorn closes it only
 when there is room for one more message in the queue of an app that reads no more.
@@ -38,6 +39,8 @@ _SOCKET: Final = "callboard.socket"
 
 FAREWELL_SECONDS: Final = 1.0
 """What a client gets to answer the close of its websocket. Then its connection is closed, which may cost it what it has not yet read."""
+CLOSING_SECONDS: Final = 5.0
+"""What the last part of an answer, and the close of a connection that ends with it, get in spite of a cancellation."""
 LEFTOVER_SECONDS: Final = 5.0
 """Bound on throwing away what still comes while the connection is being closed."""
 
@@ -174,7 +177,13 @@ class _Body:
                 await self._send({**message, "more_body": True})
                 message = {**message, "body": b""}
             await self._ended.wait()
-        await self._send(message)
+        if not is_last:
+            await self._send(message)
+            return
+        # Where the connection ends with the answer, Hypercorn closes it in here, and has told Quart-Trio before that the client is gone,
+        # which cancels this very task: the connection would stay open until its idle time-out, or for ever.
+        with trio.move_on_after(CLOSING_SECONDS, shield=True):
+            await self._send(message)
 
     def _ours(self) -> bool:
         if self._is_ours is None:

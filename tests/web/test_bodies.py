@@ -165,7 +165,7 @@ async def raw(site: Site, *lines: str | bytes, body: bytes = b"", expect: bytes 
 
 
 def is_whole(received: bytes) -> bool:
-    """Whether an answer has come with its body; Hypercorn leaves the connection open, whatever was asked."""
+    """Whether an answer has come with its body: not every connection ends with it."""
     head, _, rest = received.partition(b"\r\n\r\n")
     if head.startswith(b"HTTP/1.1 100"):
         return is_whole(rest)
@@ -185,6 +185,19 @@ async def test_http_1_0_is_answered(site: Site) -> None:
     assert (await raw(site, "GET /jobs/none HTTP/1.0")).startswith(b"HTTP/1.1 404")
     foreign = await raw(site, "POST /jobs/none/cancel HTTP/1.0", "Origin: null")
     assert foreign.startswith(b"HTTP/1.1 403"), "without a Host no origin is the app's own"
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/jobs/none", "/elsewhere"])
+@pytest.mark.parametrize("lines", [("HTTP/1.1", "Host: x", "Connection: close"), ("HTTP/1.0",)], ids=["1.1", "1.0"])
+async def test_a_connection_that_ends_with_its_answer_is_closed(site: Site, path: str, lines: tuple[str, ...]) -> None:
+    host, _, port = site.url.removeprefix("http://").partition(":")
+    received = b""
+    with trio.fail_after(3):
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all("\r\n".join((f"GET {path} {lines[0]}", *lines[1:], "", "")).encode())
+            while piece := await stream.receive_some(65536):
+                received += piece
+    assert is_whole(received)
 
 
 async def test_a_client_that_waits_for_100_continue_is_told_to_go_on(site: Site) -> None:
