@@ -29,6 +29,7 @@ __all__ = [
     "place_of",
     "poll_after_seconds",
     "retry_after_seconds",
+    "without_body",
 ]
 
 logger: Final = logging.getLogger("callboard.web")
@@ -47,6 +48,17 @@ def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | Non
         body, status=status, headers=dict(headers or {}), content_type="application/json"
     )
     response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+def without_body(status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that has no body, such as 204 and 304, and so says neither its type nor its length.
+
+    Source: RFC 9110, section 8.6: no Content-Length with 204, and with 304 none but that of the 200.
+    """
+    response: Response = current_app.response_class(b"", status=status, headers=dict(headers or {}))
+    for name in ("Content-Type", "Content-Length"):
+        response.headers.pop(name, None)
     return response
 
 

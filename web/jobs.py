@@ -18,7 +18,7 @@ from callboard.runtime.core.errors import (
 from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import JobFilter
 from callboard.web import parsing
-from callboard.web.answers import job_answer, json_answer, json_bytes, place_of, poll_after_seconds
+from callboard.web.answers import job_answer, json_answer, json_bytes, place_of, poll_after_seconds, without_body
 from callboard.web.cursors import seal, unseal
 from callboard.web.pages import full_page
 from callboard.web.problems import Refusal
@@ -127,9 +127,7 @@ class JobRoutes:
             return await self.cancel(job_id)
         job = await self._job(job_id, "purge")
         await self._board.runtime.purge(job.id)
-        response: Response = current_app.response_class(b"", status=204)
-        response.headers.pop("Content-Type", None)
-        return response
+        return without_body(204)
 
     async def cancel(self, job_id: str) -> Response:
         """Ask for the end of a job; ``Prefer: wait`` waits for it."""
@@ -196,8 +194,7 @@ class JobRoutes:
     def _document(self, job: Job, place: Place, *, waited: bool) -> Response:
         tag = entity_tag(job)
         if _tags().contains_weak(tag):
-            response: Response = current_app.response_class(b"", status=304)
-            response.headers.pop("Content-Type", None)
+            response = without_body(304)
             if not job.status.is_terminal:
                 response.headers["Retry-After"] = str(poll_after_seconds(job))
         else:

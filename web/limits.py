@@ -10,6 +10,10 @@ come leaves Hypercorn with a connection that is neither closed nor read again, s
 answered. So the end of such an answer, whoever gives it, waits for the end of the body, while the client has all of its bytes; what
 comes meanwhile is thrown away.)
 
+The end of an answer is not interrupted. Hypercorn tells Quart of it as a disconnect, whereupon Quart-Trio cancels the task that is
+still inside Hypercorn's send, and there the connection's idle timer would be lost: it would stay open for ever, and at shutdown until the
+end of the grace.
+
 What a websocket's client sends after the end of a stream is thrown away too, until the connection is gone: Hypercorn closes it only
 when there is room for one more message in the queue of an app that reads no more.
 """
@@ -40,6 +44,8 @@ FAREWELL_SECONDS: Final = 1.0
 """What a client gets to answer the close of its websocket. Then its connection is closed, which may cost it what it has not yet read."""
 LEFTOVER_SECONDS: Final = 5.0
 """Bound on throwing away what still comes while the connection is being closed."""
+LAST_SEND_SECONDS: Final = 60.0
+"""Bound on the end of an answer, which the system puts too on a peer that takes nothing."""
 
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
@@ -174,7 +180,11 @@ class _Body:
                 await self._send({**message, "more_body": True})
                 message = {**message, "body": b""}
             await self._ended.wait()
-        await self._send(message)
+        if not is_last:
+            await self._send(message)
+            return
+        with trio.move_on_after(LAST_SEND_SECONDS, shield=True):
+            await self._send(message)
 
     def _ours(self) -> bool:
         if self._is_ours is None:

@@ -10,7 +10,7 @@ from quart import Response, current_app, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.routing import BaseConverter, Map, Rule
 
-from callboard.web.answers import guarded, json_answer, json_bytes
+from callboard.web.answers import guarded, json_answer, json_bytes, without_body
 from callboard.web.jobs import JobRoutes, Route
 from callboard.web.limits import ENDPOINT_PREFIX, MAPPED_PREFIX
 from callboard.web.mapping import Mapping, make_view
@@ -113,9 +113,7 @@ def _unknown_view(board: "Callboard", routes: list[Route]) -> View:
             raise Refusal(404, "not-found", "There is nothing at this path.")
         headers = {"Allow": ", ".join(sorted({*allowed, "OPTIONS"}))}
         if request.method == "OPTIONS":
-            response: Response = current_app.response_class(b"", status=204, headers=headers)
-            response.headers.pop("Content-Type", None)
-            return response
+            return without_body(204, headers)
         raise Refusal(405, "method-not-allowed", f"{request.method} is not for this path.", headers=headers)
 
     return unknown

@@ -20,7 +20,7 @@ from quart.wrappers.response import ResponseBody
 from callboard.runtime import Watch
 from callboard.runtime.core.errors import CallboardError, JobNotFound
 from callboard.web import parsing
-from callboard.web.answers import place_of
+from callboard.web.answers import place_of, without_body
 from callboard.web.outbox import frame_of
 from callboard.web.render import Place
 
@@ -51,13 +51,15 @@ def make_events_view(board: "Callboard") -> Callable[[str], Awaitable[Response]]
         job = await board.runtime.get(canonical)
         await board.access.require(request, "stream", job)
         if after is not None and job.status.is_terminal and after >= job.seq:
-            ended: Response = current_app.response_class(b"", status=204, headers=HEADERS)
-            ended.headers.pop("Content-Type", None)
-            return ended
-        body = b"" if request.method == "HEAD" else EventBody(board, canonical, after, place_of(request, board.prefix))
+            return without_body(204, HEADERS)
+        is_head = request.method == "HEAD"
+        body = b"" if is_head else EventBody(board, canonical, after, place_of(request, board.prefix))
         response: Response = current_app.response_class(
             body, headers=HEADERS, content_type="text/event-stream; charset=utf-8"
         )
+        if is_head:
+            # Nobody knows the length of a stream: a GET says none either.
+            response.headers.pop("Content-Length", None)
         response.timeout = None
         return response
 
