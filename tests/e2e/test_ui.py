@@ -69,6 +69,10 @@ async def test_the_dashboard_shows_jobs_live_and_steers_them(site: Site) -> None
             await press(page, "Purge", within=line(born).replace("?", ""))
             await page.until(f"{row(born)} === ''")
             assert (await http.get(f"/jobs/{born}")).status_code == 404
+            assert (await http.delete(f"/jobs/{old}?purge=true")).status_code == 204
+            await press(page, "Purge", within=line(old).replace("?", ""))
+            await page.until(f"{row(old)} === ''")
+            assert await page.evaluate("document.getElementById('notice').textContent") == "There is no such job."
 
 
 async def test_progress_moves_under_a_button_that_stays_and_the_detail_has_the_log_from_its_beginning(
