@@ -36,6 +36,15 @@ async def dashboard(server: Server, folder: Path) -> AsyncIterator[Page]:
         yield page
 
 
+async def hostile(site: Site, **environment: str) -> Server:
+    """A server of ``ui_app``."""
+    app = Path(__file__).with_name("ui_app.py")
+    command = [sys.executable, "-m", "callboard.web.cli", "serve", f"{app}:app", "--bind", "127.0.0.1:0"]
+    server = site.run([*command, "--store", site.sqlite], environment=environment)
+    await server.listening()
+    return server
+
+
 async def press(page: Page, text: str, *, within: str = "document") -> None:
     """Press the first button of that text."""
     await page.until(f"[...{within}.querySelectorAll('button')].some(one => one.textContent === {json.dumps(text)})")
@@ -140,10 +149,7 @@ async def test_a_filter_by_status_lets_go_what_leaves_it_and_asks_for_no_job_aga
 
 
 async def test_hostile_texts_are_shown_as_text_and_answers_of_the_apps_own_form_are_not_misread(site: Site) -> None:
-    app = Path(__file__).with_name("ui_app.py")
-    command = [sys.executable, "-m", "callboard.web.cli", "serve", f"{app}:app", "--bind", "127.0.0.1:0"]
-    server = site.run([*command, "--store", site.sqlite])
-    await server.listening()
+    server = await hostile(site)
     async with server.http() as http, dashboard(server, site.folder) as page:
         job_id = (await http.post("/evil")).json()["id"]
         assert (await http.get(f"/jobs/{job_id}")).json()["id"] == 7
@@ -164,3 +170,12 @@ async def test_hostile_texts_are_shown_as_text_and_answers_of_the_apps_own_form_
         assert await page.evaluate("document.title") == "callboard"
         assert await page.evaluate("document.getElementById('notice').textContent") == ""
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the window"
+
+
+async def test_who_may_not_stream_sees_the_list_all_the_same(site: Site) -> None:
+    server = await hostile(site, UI_APP_REFUSES="stream")
+    async with server.http() as http:
+        job_id = (await http.post("/evil")).json()["id"]
+        async with open_page(f"http://127.0.0.1:{server.port}/jobs/ui", site.folder) as page:
+            await page.until(f"{row(job_id)}.includes('InProgress')")
+            assert await page.evaluate("document.getElementById('link').dataset.state") == "lost"

@@ -1,4 +1,9 @@
-"""An app whose texts are hostile and whose answers have a form of their own: what the dashboard must neither run nor misread."""
+"""An app whose texts are hostile and whose answers have a form of their own: what the dashboard must neither run nor misread.
+
+``UI_APP_REFUSES`` names an action that nobody may do.
+"""
+
+import os
 
 import trio
 from quart_trio import QuartTrio
@@ -12,7 +17,9 @@ EVIL = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 
 app = QuartTrio(__name__)
 board = Callboard(
-    app, responses=Responses(status=lambda asked: {"state": asked.job.status.value, "id": 7, "seq": "none"})
+    app,
+    responses=Responses(status=lambda asked: {"state": asked.job.status.value, "id": 7, "seq": "none"}),
+    authorize=lambda request, action, job: action != os.environ.get("UI_APP_REFUSES"),
 )
 
 
