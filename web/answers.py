@@ -52,9 +52,13 @@ def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | Non
 
 
 def bare_answer(status: int, headers: Mapping[str, str] | None = None) -> Response:
-    """A response without a body, and so without a type of it."""
+    """A response without a body, such as 204 and 304, and so without its type and its length.
+
+    Source: RFC 9110, section 8.6: no Content-Length with 204, and with 304 none but that of the 200.
+    """
     response: Response = current_app.response_class(b"", status=status, headers=dict(headers or {}))
-    response.headers.pop("Content-Type", None)
+    for name in ("Content-Type", "Content-Length"):
+        response.headers.pop(name, None)
     return response
 
 

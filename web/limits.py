@@ -8,8 +8,11 @@ still comes is thrown away. It never holds a body itself, and bounds nothing on 
 (Quart 0.23 looks at the limit of a chunked body only when all of it has arrived. And an answer that is complete before the body has
 come leaves Hypercorn with a connection that is neither closed nor read again, so that the client's next request on it would never be
 answered. So the end of such an answer, whoever gives it, waits for the end of the body, while the client has all of its bytes; what
-comes meanwhile is thrown away. And a connection that ends with its answer, ``Connection: close`` or HTTP/1.0, is closed although the
-close cancels who answers.)
+comes meanwhile is thrown away.)
+
+The end of an answer is not interrupted. Hypercorn tells Quart of it as a disconnect, whereupon Quart-Trio cancels the task that is
+still inside Hypercorn's send: a connection that ends with its answer (``Connection: close``, HTTP/1.0) would not be closed, and one that is
+kept would lose its idle timer, stay open for ever, and at shutdown until the end of the grace.
 
 What a websocket's client sends after the end of a stream is thrown away too, until the connection is gone: Hypercorn closes it only
 when there is room for one more message in the queue of an app that reads no more.
@@ -180,8 +183,6 @@ class _Body:
         if not is_last:
             await self._send(message)
             return
-        # Where the connection ends with the answer, Hypercorn closes it in here, and has told Quart-Trio before that the client is gone,
-        # which cancels this very task: the connection would stay open until its idle time-out, or for ever.
         with trio.move_on_after(CLOSING_SECONDS, shield=True):
             await self._send(message)
 

@@ -256,6 +256,7 @@ class _Socket:
                     last = _frame({"type": "unsubscribed", **named})
                     await self._fill(subscription, items)
             except ShuttingDown:
+                last = None  # nothing has ended for good: the client goes on elsewhere
                 self._outbox.close(GONE, at_once=True)
             except (CallboardError, HTTPException) as error:
                 await self._outbox.put(lane, _error_frame(error, **named))

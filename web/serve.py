@@ -37,6 +37,9 @@ MARGIN_SECONDS: Final = 1.0
 """How long after requests should have ended the watchdog ends the process."""
 LEAST_SECONDS: Final = 2.0
 """A shorter drain time than this is for the jobs only: the server itself still gets so long to stop."""
+KEEP_ALIVE_SECONDS: Final = 75.0
+"""How long a connection stays open with no request on it: longer than proxies keep theirs, 60 s as a rule, so that none is closed
+under a request."""
 PING_SECONDS: Final = 20.0
 """Interval of websocket pings. Source: the wire contract."""
 
@@ -176,6 +179,7 @@ def _hypercorn_config(bind: str, ping_seconds: float, silent_seconds: float) -> 
     config = ServeConfig()
     config.bind = [bind]
     config.graceful_timeout = GRACEFUL_SECONDS
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.websocket_ping_interval = ping_seconds
     config.silent_seconds = silent_seconds
     config.alpn_protocols = ["http/1.1"]

@@ -49,10 +49,14 @@ def make_events_view(board: "Callboard") -> Callable[[str], Awaitable[Response]]
         job = await permitted_job(board, request, job_id, "stream")
         if after is not None and job.status.is_terminal and after >= job.seq:
             return bare_answer(204, HEADERS)
-        body = b"" if request.method == "HEAD" else EventBody(board, job.id, after, place_of(request, board.prefix))
+        is_head = request.method == "HEAD"
+        body = b"" if is_head else EventBody(board, job.id, after, place_of(request, board.prefix))
         response: Response = current_app.response_class(
             body, headers=HEADERS, content_type="text/event-stream; charset=utf-8"
         )
+        if is_head:
+            # Nobody knows the length of a stream: a GET says none either.
+            response.headers.pop("Content-Length", None)
         response.timeout = None
         return response
 

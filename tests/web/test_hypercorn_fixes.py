@@ -20,7 +20,7 @@ from trio_websocket import ConnectionClosed
 
 from callboard.web import Callboard
 from callboard.web.hypercorn_fixes import SILENT_SECONDS, UNACKNOWLEDGED_SECONDS, ServeConfig, WatchedStream, fix
-from callboard.web.serve import PING_SECONDS, serve
+from callboard.web.serve import PING_SECONDS, _hypercorn_config, serve
 
 PING, SILENT = 0.1, 0.6
 
@@ -190,3 +190,8 @@ def test_hypercorn_is_as_the_fixes_know_it() -> None:
     assert "self.protocol_send," in inspect.getsource(tcp_server.TCPServer.run)
     assert "self.stream = stream" in inspect.getsource(tcp_server.TCPServer.__init__)
     assert "config.create_sockets()" in inspect.getsource(run.worker_serve)
+
+
+def test_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
+    """Else one is closed under the request that a proxy has just sent on it. nginx and others give theirs up after 60 s."""
+    assert _hypercorn_config("127.0.0.1:0", PING_SECONDS, SILENT_SECONDS).keep_alive_timeout > 60

@@ -1,9 +1,12 @@
 """The bound on request bodies: ours on our routes, whatever the Quart version does, and nobody else's."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve
 from quart import request
 from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
@@ -121,3 +124,25 @@ async def whole_answer(line: trio.SocketStream) -> bytes:
     while len(rest) < length:
         rest += await line.receive_some()
     return head + rest
+
+
+async def test_a_connection_that_is_kept_alive_is_closed_when_it_has_been_idle(store_url: str) -> None:
+    """By Hypercorn, whose timer begins when an answer has ended."""
+    app = make_site_app(Callboard(store=store_url, config=CONFIG), Gates())
+    config = HypercornConfig()
+    config.bind, config.loglevel, config.keep_alive_timeout = ["127.0.0.1:0"], "CRITICAL", 0.2
+    async with trio.open_nursery() as nursery:
+        stop = trio.Event()
+        (url,) = await nursery.start(partial(serve, app, config, shutdown_trigger=stop.wait))
+        for request_line in ("GET /jobs/health/live", "HEAD /jobs", "POST /api/void", "GET /static/nowhere"):
+            async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as line:
+                text = b""
+                for _ in range(2):
+                    await line.send_all(f"{request_line} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+                    text += await line.receive_some()
+                    await trio.sleep(0.05)
+                with trio.fail_after(5):
+                    while data := await line.receive_some():
+                        text += data
+                assert text.count(b"HTTP/1.1 ") == 2, text
+        stop.set()

@@ -386,6 +386,7 @@ async def test_a_drain_closes_with_1001_at_once_with_and_without_subscriptions(s
             for one in (idle, busy):
                 await rest(one)
                 assert closed_with(one.socket) == 1001
+                assert not one.ended, "that would be the end of the subscription for good"
 
 
 async def test_a_client_that_vanishes_leaves_nothing_behind(site: Site) -> None:

@@ -298,3 +298,20 @@ async def test_references_honour_the_prefix_and_a_proxys_root_path(open_site: Op
     assert (await site.http.get(own)).headers["location"] == "/shop/things/3"
     problem = (await site.http.get("/shop/work/jobs/none")).json()
     assert problem["instance"] == "/shop/work/jobs/none"
+
+
+async def test_answers_without_a_body_say_nothing_about_one(site: Site) -> None:
+    """A length with 204, or another with 304 than that of the 200, is forbidden. Source: RFC 9110, section 8.6."""
+    job_id = (await site.submit())["id"]
+    path = f"/jobs/{job_id}"
+    tag = (await site.http.get(f"{path}?wait=5")).headers["etag"]
+    bare = [
+        await site.http.get(path, headers={"If-None-Match": tag}),
+        await site.http.get(f"{path}/events?after=99"),
+        await site.http.options(path),
+        await site.http.delete(f"{path}?purge=true"),
+    ]
+    assert [answer.status_code for answer in bare] == [304, 204, 204, 204]
+    for answer in bare:
+        assert not {"content-length", "content-type", "transfer-encoding"} & {*answer.headers}, answer.headers
+    assert (await site.http.get(path)).status_code == 404

@@ -292,3 +292,10 @@ async def test_events_honour_the_root_path(open_site: OpenSite) -> None:
     answer = await site.http.get(f"{job['links']['events']}?after=0")
     first = msgspec.json.decode(answer.text.split("data: ")[1].partition("\n")[0])
     assert first["job"]["links"] == job["links"]
+
+
+async def test_head_says_what_get_says_and_no_length(site: Site) -> None:
+    job_id = (await site.submit())["id"]
+    answer = await site.http.head(f"/jobs/{job_id}/events")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
+    assert "content-length" not in answer.headers
