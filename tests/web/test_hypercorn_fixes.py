@@ -18,7 +18,7 @@ from tests.web.test_stream import fold, handshake, none_open, run_steps, streams
 from tests.web.workshop import CONFIG, Gates, Site, frames, make_site_app, patient
 from trio_websocket import ConnectionClosed
 
-from callboard.web import Callboard
+from callboard.web import Callboard, hypercorn_fixes
 from callboard.web.hypercorn_fixes import SILENT_SECONDS, UNACKNOWLEDGED_SECONDS, ServeConfig, WatchedStream, fix
 from callboard.web.serve import PING_SECONDS, serve
 
@@ -101,6 +101,24 @@ async def test_a_peer_that_takes_nothing_either_is_dropped(store_url: str) -> No
             assert await streams(site) == 1
             await patient(partial(none_open, site))
         assert (await site.ended(job["id"]))["status"] == "Completed"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+async def test_a_peer_of_server_sent_events_that_takes_nothing_is_dropped(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be pinged: the system finds out, since what was sent is not taken."""
+    monkeypatch.setattr(hypercorn_fixes, "UNACKNOWLEDGED_SECONDS", 1)
+    async with launched(store_url) as site:
+        job = await site.submit("/api/flood", 2000)
+        async with events(site, job["id"], 0, buffer_bytes=4096):
+            site.gates.open("flood")
+            assert (await site.ended(job["id"]))["status"] == "Completed"
+            assert await streams(site) == 1, "it was never behind: this test tests nothing"
+            with trio.fail_after(20):
+                while not await none_open(site):  # noqa: ASYNC110 - what is waited for is behind a socket
+                    await trio.sleep(0.1)
+        assert site.board.runtime.stats().subscribers == 0
 
 
 async def test_a_peer_that_answers_pings_stays_and_so_do_quiet_requests(store_url: str) -> None:
