@@ -16,7 +16,7 @@ from schemathesis.openapi.checks import RejectedPositiveData, UseAfterFree
 __all__ = ["after_call", "before_call", "before_load_schema", "filter_failure"]
 
 RIGHT = {
-"/invalid-request: more than a year from now": "a time that no schema can bound: it moves",
+    "/invalid-request: more than a year from now": "a time that no schema can bound: it moves",
     "/invalid-request: cursor is none": "a cursor that no list gave",
     "/invalid-payload: Expected `int`, got `float`": "6.0 is a whole number to JSON Schema, and none to msgspec",
     "/invalid-payload: Input should be a valid integer": "nor to pydantic in its strict mode",
