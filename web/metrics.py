@@ -67,6 +67,7 @@ class Metrics(Telemetry):
             "callboard_store_operation_seconds", "Calls of the store.", ("verb",), STORE_BUCKETS, registry
         )
         self._errors = Counter("callboard_store_errors", "Calls of the store that failed.", ["verb"], registry=registry)
+        self._errors_of: dict[str, Counter] = {}
         self._batches = _Family("callboard_commit_writes", "Writes in one commit.", (), BATCH_BUCKETS, registry)
 
     def refused(self, name: str) -> None:
@@ -93,8 +94,12 @@ class Metrics(Telemetry):
 
     def store_called(self, verb: str, seconds: float, size: int, error: Exception | None) -> None:
         self._operations.observe((verb,), seconds)
+        errors = self._errors_of.get(verb)
+        if errors is None:
+            # From the verb's first call on, so that the first error is an increase.
+            errors = self._errors_of[verb] = self._errors.labels(verb)
         if error is not None:
-            self._errors.labels(verb).inc()
+            errors.inc()
         elif verb == "commit":
             self._batches.observe((), size)
 
@@ -106,6 +111,9 @@ class Metrics(Telemetry):
             held = _of_store(await runtime.queues())
         except StoreUnavailable:
             held = iter(())
+        for name in runtime.handlers.names:
+            # From the start on, so that the first increase is one.
+            self._refused.labels(name)
         self._snapshot.metrics = [*held, *_of_stats(runtime.stats(), runtime.handlers.names, runtime.draining)]
         return generate_latest(self._registry)
 

@@ -12,17 +12,18 @@ from tests.runtime.kit import Census, handler, hard_stop, opened
 from tests.stores.kit import run_sql
 from trio.testing import MockClock
 
-from callboard.runtime import Config, JobContext, Runtime, Status
+from callboard.runtime import Config, Job, JobContext, Runtime, Status
 
 
 async def test_c01_a_claimed_job_is_never_stranded(depot: Depot, autojump_clock: MockClock) -> None:
     """A job that was claimed while every worker was busy was dropped after 5 s and stayed InProgress for ever."""
     census = Census()
     async with opened(depot.connect(), working(census, 20), config=Config(max_concurrent_jobs=2)) as runtime:
-        jobs = []
-        for _ in range(8):
-            jobs.append(await runtime.submit("work"))
-            await trio.sleep(3.5)  # all slots are busy for longer than any buffer would wait
+        jobs: list[Job] = []
+        for _ in range(4):
+            # Together, so that one claim takes several.
+            jobs += [job for job in await runtime.submit_many("work", [None, None]) if isinstance(job, Job)]
+            await trio.sleep(7)  # all slots are busy for longer than any buffer would wait
             assert (await runtime.counts()).get(("default", Status.IN_PROGRESS), 0) <= 2
         for job in jobs:
             ended = await runtime.wait(job.id, timeout_seconds=100)

@@ -63,6 +63,14 @@ def chatter(job: ProcessJobContext, seconds: float) -> int:
     return count
 
 
+def steps(job: ProcessJobContext, count: int) -> int:
+    """Take that many steps of a tenth of a second, and say so."""
+    for step in range(count):
+        job.progress(step * 100 / count, f"step {step}", {"step": step})
+        time.sleep(0.1)
+    return count
+
+
 def bad_report(job: ProcessJobContext, which: str) -> None:
     """A report that no context takes."""
     match which:

@@ -95,7 +95,6 @@ async def test_identity_is_no_coding(site: Site) -> None:
         (b'{"itemName": "x", "howMany": Infinity}', 400),
         (b'{"itemName": "x", "howMany": true}', 422),
         (b'{"itemName": "x", "unknown": {"deep": [1, 2, {}]}}', 202),
-        (b'{"itemName": "x", "unknown": ' + b"[" * 4000 + b"]" * 4000 + b"}", 400),
         (b'{"itemName": null}', 422),
         (b"[]", 422),
         (b'""', 422),
@@ -110,6 +109,18 @@ async def test_odd_json_is_taken_or_refused_and_never_breaks(site: Site, content
     else:
         assert_problem(answer, status)
         assert (await site.http.get("/jobs")).json()["jobs"] == []
+
+
+async def test_json_as_deep_as_a_body_may_be_is_taken_or_refused(site: Site) -> None:
+    """How deep is too deep is the interpreter's: Python 3.13 takes what 3.11 refuses."""
+    for depth in (50, 4000):
+        nested = b"[" * depth + b"]" * depth
+        answer = await post(site, b'{"itemName": "x", "unknown": ' + nested + b"}", ("Prefer", "wait=5"))
+        if depth == 50 or answer.status_code == 200:
+            assert (answer.status_code, answer.json()["status"]) == (200, "Completed"), answer.text
+        else:
+            assert_problem(answer, 400)
+    assert (await site.http.get("/jobs/health/ready")).status_code == 200
 
 
 async def test_of_a_key_that_is_there_twice_the_last_counts(site: Site) -> None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from quart import Response, current_app, g, has_websocket_context, request, session, websocket
 from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
+from tests.web.test_bulk import IDLE, Counting
 from tests.web.workshop import CONFIG, Cut, Gates, Site, make_site_app
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
@@ -104,6 +105,17 @@ async def test_jobs_are_submitted_through_the_whole_app(open_site: OpenSite) -> 
     )
     assert "x-api-key" not in lowered
     assert "content-type" in lowered
+
+
+async def test_a_message_is_one_commit(open_site: OpenSite, store_url: str) -> None:
+    store = Counting(open_store(store_url))
+    site = await open_site(make_app=socket_app, store=store, config=IDLE)
+    async with bulk_socket(site) as socket:
+        for size in (1, 100, 500):
+            before = store.commits
+            answer = await say(socket, path="/api/orders", jobs=[{"itemName": "a"}] * size)
+            assert (answer["status"], len(answer["jobs"])) == (202, size)
+            assert store.births[-1] == size and store.commits == before + 1
 
 
 async def test_all_accepted_is_202_and_a_key_makes_repeats_safe(open_site: OpenSite) -> None:

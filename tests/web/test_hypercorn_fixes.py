@@ -18,7 +18,7 @@ from tests.web.test_stream import fold, handshake, none_open, run_steps, streams
 from tests.web.workshop import CONFIG, Gates, Site, frames, make_site_app, patient
 from trio_websocket import ConnectionClosed
 
-from callboard.web import Callboard
+from callboard.web import Callboard, hypercorn_fixes
 from callboard.web.hypercorn_fixes import SILENT_SECONDS, UNACKNOWLEDGED_SECONDS, ServeConfig, WatchedStream, fix
 from callboard.web.serve import PING_SECONDS, _hypercorn_config, serve
 
@@ -103,6 +103,24 @@ async def test_a_peer_that_takes_nothing_either_is_dropped(store_url: str) -> No
         assert (await site.ended(job["id"]))["status"] == "Completed"
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+async def test_a_peer_of_server_sent_events_that_takes_nothing_is_dropped(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be pinged: the system finds out, since what was sent is not taken."""
+    monkeypatch.setattr(hypercorn_fixes, "UNACKNOWLEDGED_SECONDS", 1)
+    async with launched(store_url) as site:
+        job = await site.submit("/api/flood", 2000)
+        async with events(site, job["id"], 0, buffer_bytes=4096):
+            site.gates.open("flood")
+            assert (await site.ended(job["id"]))["status"] == "Completed"
+            assert await streams(site) == 1, "it was never behind: this test tests nothing"
+            with trio.fail_after(20):
+                while not await none_open(site):  # noqa: ASYNC110 - what is waited for is behind a socket
+                    await trio.sleep(0.1)
+        assert site.board.runtime.stats().subscribers == 0
+
+
 async def test_a_peer_that_answers_pings_stays_and_so_do_quiet_requests(store_url: str) -> None:
     async with launched(store_url) as site:
         job_id = await run_steps(site, "s", 1)
@@ -127,13 +145,21 @@ async def test_a_peer_that_answers_pings_stays_and_so_do_quiet_requests(store_ur
 
 
 async def test_a_peer_of_the_apps_own_socket_stays_although_nobody_reads_what_it_says(store_url: str) -> None:
-    """What it sends fills every queue up to the connection, and its pongs wait behind that."""
-    async with launched(store_url) as site, raw_client(site, "/own") as stream:
+    """Up to Quart 0.22, what it sends fills every queue up to the connection, and its pongs wait behind that."""
+    async with launched(store_url) as site, raw_client(site, "/own") as stream, trio.open_nursery() as nursery:
+
+        async def say_pong() -> None:
+            while True:
+                await stream.send_all(bytes([0x8A, 0x80, 0, 0, 0, 0]))
+                await trio.sleep(PING)
+
         await stream.send_all(bytes([0x81, 0x81, 0, 0, 0, 0, ord("x")]) * 100)
+        nursery.start_soon(say_pong)
         deadline = trio.current_time() + SILENT * 3
         while trio.current_time() < deadline:
             with trio.fail_after(2):
                 assert await stream.receive_some(), "it was dropped"
+        nursery.cancel_scope.cancel()
 
 
 async def test_pings_of_the_peer_lose_no_frame(store_url: str) -> None:

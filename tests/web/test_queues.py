@@ -65,16 +65,20 @@ async def test_a_queue_is_paused_and_resumed(site: Site) -> None:
     assert await steer(site, "resume") == empty
 
 
-async def test_a_retry_waits_in_a_paused_queue(site: Site) -> None:
-    await steer(site, "pause")
+async def test_a_retry_waits_in_a_paused_queue(open_site: OpenSite) -> None:
+    site = await open_site(config=replace(CONFIG, retry_base_seconds=0.4))
     job = await site.submit("/api/fail", {"code": "NO", "message": "no", "retryable": True})
-    await steer(site, "resume")
 
     async def has_failed_once() -> bool:
         return bool((await site.http.get(f"/jobs/{job['id']}")).json()["error"])
 
     await patient(has_failed_once)
-    assert (await site.ended(job["id"]))["retryCount"] == 1
+    await steer(site, "pause")
+    held = (await site.http.get(f"/jobs/{job['id']}?wait=1.2")).json()
+    assert (held["status"], held["attempt"]) == ("Scheduled", 1), "it was due long ago, and waits"
+    await steer(site, "resume")
+    ended = await site.ended(job["id"])
+    assert (ended["status"], ended["retryCount"], ended["attempt"]) == ("Failed", 1, 2)
 
 
 async def test_a_full_paused_queue_refuses_with_429(open_site: OpenSite) -> None:
