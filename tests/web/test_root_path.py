@@ -35,9 +35,12 @@ async def thing(job) -> int:
 
 
 async def _copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
-    async for piece in source:
-        await target.send_all(piece)
-    await target.send_eof()
+    try:
+        async for piece in source:
+            await target.send_all(piece)
+        await target.send_eof()
+    except trio.BrokenResourceError:
+        pass  # one of the two has gone: so has what it was to be told
 
 
 @asynccontextmanager
