@@ -50,7 +50,7 @@ MAX_BATCH = 500
 """Items of one commit: more would hold the event loop for over 2 ms on SQLite. Source: measured before the project began."""
 MAX_PENDING = 10_000
 """Items that may wait in one lane; past it, callers are told that the store cannot be reached. The runtime's own actors, which make
-one call at a time, are not: without its heartbeat what runs would be lost.
+one call at a time, are not, nor is what an attempt reports: without heartbeat and outcome what runs would be lost.
 """
 
 
@@ -87,8 +87,9 @@ class _Lane:
         self._size = 0
         self._wake = trio.Event()
 
-    def put(self, item: Any, size: int = 1) -> None:
-        self._check_room()
+    def put(self, item: Any, size: int = 1, *, is_own: bool = False) -> None:
+        if not is_own:
+            self._check_room()
         self._items.append((item, size))
         self._size += size
         self._wake.set()
@@ -172,17 +173,19 @@ class StoreActor:
             cursor = news.cursor
             deliver(news)
 
-    async def commit(self, write: Write | Delete) -> Outcome:
-        """One compare-and-set, batched with whatever else waits. Raises StoreUnavailable.
+    async def commit(self, write: Write | Delete, *, is_own: bool = False) -> Outcome:
+        """One compare-and-set, batched with whatever else waits; ``is_own``: of an attempt that runs here. Raises StoreUnavailable.
 
         A caller that is cancelled takes its write back if it is not on its way yet.
         """
-        (outcome,) = await self.commit_together([write])
+        (outcome,) = await self.commit_together([write], is_own=is_own)
         if isinstance(outcome, CallboardError):
             raise outcome
         return outcome
 
-    async def commit_together(self, writes: Sequence[Write | Delete]) -> list[Outcome | CallboardError]:
+    async def commit_together(
+        self, writes: Sequence[Write | Delete], *, is_own: bool = False
+    ) -> list[Outcome | CallboardError]:
         """Up to MAX_BATCH compare-and-sets in one commit of the driver, with whatever else waits; their outcomes in order.
 
         An error among them is of a stored record that cannot be read: what met it was left out, and the others committed one by
@@ -192,7 +195,7 @@ class StoreActor:
             raise ValueError(f"{len(writes)} writes do not fit into one commit of {MAX_BATCH}")
         reply: Reply[list[Outcome | CallboardError]] = Reply()
         item = _Item(tuple(writes), reply, self._tracing.sender())
-        self._writes.put(item, len(writes))
+        self._writes.put(item, len(writes), is_own=is_own)
         try:
             return await reply.get()
         except trio.Cancelled:
