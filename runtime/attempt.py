@@ -16,13 +16,13 @@ from callboard.runtime.config import Config
 from callboard.runtime.context import JobContext, ProcessJobContext, Reports, ThreadJobContext
 from callboard.runtime.core.job import Failure, Job, Request
 from callboard.runtime.failure import judge, timeout_failure
-from callboard.runtime.faults import rebuild
+from callboard.runtime.faults import RaisedElsewhere, rebuild
 from callboard.runtime.handlers import Handler
 from callboard.runtime.misfit import PayloadMismatch, mismatch
 from callboard.runtime.payload import decode, encode, reread, storable
 from callboard.runtime.processes import ProcessDied, Processes
 from callboard.runtime.threads import Threads
-from callboard.runtime.wary import is_a, leaves, told
+from callboard.runtime.wary import is_a, leaves, told, type_name
 from callboard.runtime.wire import Gave, NoJson, TooLarge
 
 __all__ = ["Around", "Attempt", "Failed", "Outcome", "Reason", "Returned", "Stopped"]
@@ -177,12 +177,15 @@ class Attempt:
 
     def _returned(self, value: Any) -> Outcome:
         if isinstance(value, NoJson):
-            return _not_encodable(rebuild(value.fault))
+            # A worker process says what it likes.
+            return _not_encodable(told(partial(rebuild, value.fault), RaisedElsewhere()))
         if isinstance(value, TooLarge):
             return self._too_large(value.size)
         try:
             result = encode(value.result if isinstance(value, Gave) else value)
-        except Exception as error:  # noqa: BLE001 -- looking at the value runs the app's own code
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 -- looking at the value runs the app's own code, SystemExit included
             return _not_encodable(error)
         size = memoryview(result).nbytes
         if size > self._config.max_result_bytes:
@@ -192,7 +195,9 @@ class Attempt:
         try:
             given = reread(self._handler.result_type, result) if isinstance(value, Gave) else value
             return Returned(result, _location(self._handler.location(self._job, given)))
-        except Exception as error:  # noqa: BLE001 -- the app's own code: its failure is the job's, not ours
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 -- the app's own code: its failure is the job's, not ours
             verdict = judge(error, self._handler, expose=self._config.expose_error_messages)
             return Failed(verdict.failure, verdict.after_seconds, error)
 
@@ -232,4 +237,4 @@ def _not_encodable(error: BaseException) -> Failed:
 
 
 def _own_failure(code: str, message: str, error: BaseException) -> Failure:
-    return Failure(code=code, message=message, type=type(error).__name__, retryable=False)
+    return Failure(code=code, message=message, type=type_name(error), retryable=False)

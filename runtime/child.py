@@ -131,7 +131,7 @@ def _run(order: Order, reports: Reports) -> Ending:
         return Raised(_described(error))
     try:
         result = encode(value)
-    except Exception as error:  # noqa: BLE001 -- looking at the value runs the app's own code
+    except BaseException as error:  # noqa: BLE001 -- looking at the value runs the app's own code
         return NoJson(_described(error))
     size = memoryview(result).nbytes
     return TooLarge(size) if size > order.max_result_bytes else Gave(result)

@@ -145,7 +145,7 @@ class Record:
     async def _commit(self, steps: tuple[Command, ...], change: Change, write: Write) -> Outcome:
         self._doubt = None
         try:
-            return await self._store.commit(write)
+            return await self._store.commit(write, is_own=self.fence != 0)
         except StoreUnavailable:
             self._doubt = steps, change.job
             raise

@@ -26,6 +26,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 from opentelemetry.trace import TracerProvider
@@ -53,6 +54,7 @@ from callboard.runtime.telemetry import Telemetry
 from callboard.runtime.threads import Threads
 from callboard.runtime.timers import Timers
 from callboard.runtime.tracing import Tracing, leave_trace
+from callboard.runtime.wary import Guard
 
 __all__ = ["Runtime", "open_runtime"]
 
@@ -80,8 +82,9 @@ class Runtime(Client):
         self.handlers = handlers
         self.drain_started = trio.Event()
         self.on_events: list[Callable[[Sequence[Event]], None]] = []
-        """Called with the events of every commit, as they are published; must be quick and must not raise."""
+        """Called with the events of every commit, as they are published; must be quick. What they raise is logged, the first time."""
         self.worker = f"{uuid.UUID(int=random.getrandbits(128))}"
+        self._guard = Guard()
         self._driver = store
         self._tally = tally
         self._tracing = tracing
@@ -204,7 +207,7 @@ class Runtime(Client):
         self._hub.publish(events)
         self._rates.see(events)
         for observer in self.on_events:
-            observer(events)
+            self._guard.call("an observer of events", partial(observer, events), None)
         self._dispatcher.see(events)
         if any(event.status == Status.SCHEDULED for event in events):
             self._timers.wake()

@@ -1,14 +1,15 @@
 """The one user of a driver.
 
 Three lanes, each a task of its own, so that no caller's cancellation ever tears a call: writes, reads and news. The write
-lane drains its mailbox and makes one group commit of what it found: one batch is in flight while the next gathers,
-with no artificial waiting. It answers each sender and then publishes what was committed. A driver's StoreUnavailable goes to
+lane makes one group commit of what waits in its mailbox: one batch is in flight while the next gathers, with no artificial
+waiting. It answers each sender and then publishes what was committed. Between two commits it makes all other calls that wait, so that a
+heartbeat waits for one commit, however many stand in line. A driver's StoreUnavailable goes to
 the senders of that batch; what to do about it is theirs. Any other exception is a bug and ends the runtime.
 """
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -48,7 +49,9 @@ T = TypeVar("T")
 MAX_BATCH = 500
 """Items of one commit: more would hold the event loop for over 2 ms on SQLite. Source: measured before the project began."""
 MAX_PENDING = 10_000
-"""Calls that may wait in one lane; past it, callers are told that the store cannot be reached."""
+"""Items that may wait in one lane; past it, callers are told that the store cannot be reached. The runtime's own actors, which make
+one call at a time, are not, nor is what an attempt reports: without heartbeat and outcome what runs would be lost.
+"""
 
 
 class _Item(Struct, frozen=True):
@@ -76,35 +79,53 @@ class _Get(Struct, frozen=True):
 
 
 class _Lane:
-    """A bounded mailbox that is drained whole."""
+    """A bounded mailbox: items, which are batched, and calls."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Any] = deque()
+        self._items: deque[tuple[Any, int]] = deque()
+        self._calls: deque[_Call] = deque()
         self._size = 0
         self._wake = trio.Event()
 
-    def put(self, message: Any, size: int = 1) -> None:
-        if self._size >= MAX_PENDING:
-            raise StoreUnavailable("too many calls wait for the store")
-        self._waiting.append(message)
+    def put(self, item: Any, size: int = 1, *, is_own: bool = False) -> None:
+        if not is_own:
+            self._check_room()
+        self._items.append((item, size))
         self._size += size
         self._wake.set()
 
-    def withdraw(self, message: Any, size: int = 1) -> None:
-        for index, waiting in enumerate(self._waiting):
-            if waiting is message:
-                del self._waiting[index]
+    def put_call(self, call: _Call, *, is_own: bool) -> None:
+        if not is_own:
+            self._check_room()
+        self._calls.append(call)
+        self._wake.set()
+
+    def withdraw(self, item: Any) -> None:
+        for index, (waiting, size) in enumerate(self._items):
+            if waiting is item:
+                del self._items[index]
                 self._size -= size
                 return
 
-    async def take(self) -> list[Any]:
-        while not self._waiting:
+    async def take(self) -> tuple[list[Any], list[_Call]]:
+        """The first items, as many as fit into one batch, and all calls."""
+        while not self._items and not self._calls:
             self._wake = trio.Event()
             await self._wake.wait()
-        taken = list(self._waiting)
-        self._waiting.clear()
-        self._size = 0
-        return taken
+        items: list[Any] = []
+        room = MAX_BATCH
+        while self._items and (not items or self._items[0][1] <= room):
+            item, size = self._items.popleft()
+            items.append(item)
+            room -= size
+            self._size -= size
+        calls = list(self._calls)
+        self._calls.clear()
+        return items, calls
+
+    def _check_room(self) -> None:
+        if self._size + len(self._calls) >= MAX_PENDING:
+            raise StoreUnavailable("too many calls wait for the store")
 
 
 class StoreActor:
@@ -152,17 +173,19 @@ class StoreActor:
             cursor = news.cursor
             deliver(news)
 
-    async def commit(self, write: Write | Delete) -> Outcome:
-        """One compare-and-set, batched with whatever else waits. Raises StoreUnavailable.
+    async def commit(self, write: Write | Delete, *, is_own: bool = False) -> Outcome:
+        """One compare-and-set, batched with whatever else waits; ``is_own``: of an attempt that runs here. Raises StoreUnavailable.
 
         A caller that is cancelled takes its write back if it is not on its way yet.
         """
-        (outcome,) = await self.commit_together([write])
+        (outcome,) = await self.commit_together([write], is_own=is_own)
         if isinstance(outcome, CallboardError):
             raise outcome
         return outcome
 
-    async def commit_together(self, writes: Sequence[Write | Delete]) -> list[Outcome | CallboardError]:
+    async def commit_together(
+        self, writes: Sequence[Write | Delete], *, is_own: bool = False
+    ) -> list[Outcome | CallboardError]:
         """Up to MAX_BATCH compare-and-sets in one commit of the driver, with whatever else waits; their outcomes in order.
 
         An error among them is of a stored record that cannot be read: what met it was left out, and the others committed one by
@@ -172,11 +195,11 @@ class StoreActor:
             raise ValueError(f"{len(writes)} writes do not fit into one commit of {MAX_BATCH}")
         reply: Reply[list[Outcome | CallboardError]] = Reply()
         item = _Item(tuple(writes), reply, self._tracing.sender())
-        self._writes.put(item, len(writes))
+        self._writes.put(item, len(writes), is_own=is_own)
         try:
             return await reply.get()
         except trio.Cancelled:
-            self._writes.withdraw(item, len(writes))
+            self._writes.withdraw(item)
             raise
 
     async def claim(self, queues: Sequence[str], names: Sequence[str], limit: int, lease_ms: int) -> Sequence[Claimed]:
@@ -187,10 +210,10 @@ class StoreActor:
             self._publish([event for one in claimed for event in one.events])
             return claimed
 
-        return await self._ask(self._writes, call)
+        return await self._ask(self._writes, call, is_own=True)
 
     async def extend(self, held: Sequence[Held], lease_ms: int) -> Sequence[Extension]:
-        return await self._ask(self._writes, lambda: self._store.extend(held, lease_ms=lease_ms))
+        return await self._ask(self._writes, lambda: self._store.extend(held, lease_ms=lease_ms), is_own=True)
 
     async def lapse(self, limit: int) -> Sequence[Committed]:
         async def call() -> Sequence[Committed]:
@@ -201,7 +224,7 @@ class StoreActor:
             self._publish([event for one in lapsed for event in one.events])
             return lapsed
 
-        return await self._ask(self._writes, call)
+        return await self._ask(self._writes, call, is_own=True)
 
     async def prune(self, ended_before_ms: int, limit: int) -> int:
         return await self._ask(self._writes, lambda: self._store.prune(ended_before_ms=ended_before_ms, limit=limit))
@@ -249,19 +272,18 @@ class StoreActor:
         self._reads.put(_Get(job_id, reply, self._tracing.sender()))
         return reply
 
-    async def _ask(self, lane: _Lane, call: Callable[[], Awaitable[T]]) -> T:
+    async def _ask(self, lane: _Lane, call: Callable[[], Awaitable[T]], *, is_own: bool = False) -> T:
         reply: Reply[T] = Reply()
-        lane.put(_Call(call, reply, self._tracing.sender()))
+        lane.put_call(_Call(call, reply, self._tracing.sender()), is_own=is_own)
         return await reply.get()
 
     async def _run_writes(self) -> None:
         while True:
-            messages = await self._writes.take()
-            for batch in _batches([message for message in messages if isinstance(message, _Item)]):
-                await self._commit(batch)
-            for message in messages:
-                if isinstance(message, _Call):
-                    self._note(await self._answer(message))
+            items, calls = await self._writes.take()
+            if items:
+                await self._commit(items)
+            for call in calls:
+                self._note(await self._answer(call))
 
     async def _commit(self, items: Sequence[_Item]) -> None:
         self._tracing.calling(item.sender for item in items)
@@ -306,11 +328,10 @@ class StoreActor:
 
     async def _run_reads(self) -> None:
         while True:
-            messages = await self._reads.take()
-            await self._get([message for message in messages if isinstance(message, _Get)])
-            for message in messages:
-                if isinstance(message, _Call):
-                    await self._answer(message)
+            asked, calls = await self._reads.take()
+            await self._get(asked)
+            for call in calls:
+                await self._answer(call)
 
     async def _get(self, asked: Sequence[_Get]) -> None:
         if not asked:
@@ -353,20 +374,6 @@ class StoreActor:
         elif was_failing:
             logger.warning("the store can be reached again")
             self._recovered()
-
-
-def _batches(items: Sequence[_Item]) -> Iterator[list[_Item]]:
-    """The items in order, in as few commits as they fit into; one item is never cut."""
-    batch: list[_Item] = []
-    size = 0
-    for item in items:
-        if batch and size + len(item.writes) > MAX_BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += len(item.writes)
-    if batch:
-        yield batch
 
 
 def _copy(error: CallboardError) -> CallboardError:

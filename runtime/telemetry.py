@@ -12,7 +12,8 @@ __all__ = ["Telemetry", "tell_claimed", "tell_committed"]
 
 
 class Telemetry:
-    """Does nothing; override what is wanted. Every method is called in the event loop's thread, must be quick and must not raise.
+    """Does nothing; override what is wanted. Every method is called in the event loop's thread and must be quick: while it runs nothing
+    else does. What it raises is logged, the first time, and changes nothing.
 
     Seconds are of trio's clock, except those between two times in a job's record, which are of the store's.
     """

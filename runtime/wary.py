@@ -1,11 +1,16 @@
-"""Wary looks at the app's own exceptions: their methods and properties are its code and may raise anything, which must harm nobody."""
+"""Wary looks at the app's own exceptions, and wary calls of its listeners: both are its code and may raise anything, which must
+harm nobody.
+"""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard, TypeVar
 
 from callboard.runtime.payload import storable
 
-__all__ = ["is_a", "leaves", "own", "plain", "told", "type_name"]
+__all__ = ["Guard", "is_a", "leaves", "own", "plain", "told", "type_name"]
+
+logger = logging.getLogger("callboard.runtime")
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -52,3 +57,23 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
             waiting += reversed(own(BaseExceptionGroup, "exceptions", found))
         else:
             yield found
+
+
+class Guard:
+    """Calls code of the app that only listens. What it raises is logged, once for each ``what``, and goes no further."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def call(self, what: str, act: Callable[[], T], otherwise: T) -> T:
+        """What ``act`` returns, or ``otherwise`` where it raises. Only KeyboardInterrupt passes."""
+        try:
+            return act()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 -- a listener's failure is nobody else's, SystemExit included
+            if what not in self._said:
+                self._said.add(what)
+                shown, text = error, "%s raised; the next time it is not logged again"
+                told(lambda: logger.error(text, what, exc_info=shown), None)
+            return otherwise

@@ -14,7 +14,7 @@ from callboard.runtime.core.job import Job, Status
 from callboard.runtime.core.store import Claimed
 from callboard.runtime.joblog import job_fields, set_current_job
 from callboard.runtime.telemetry import Telemetry
-from callboard.runtime.tracing import Tracing, mark_failed, record_exception
+from callboard.runtime.tracing import Tracing
 
 __all__ = ["Witness"]
 
@@ -50,9 +50,7 @@ class Witness:
             with self._span.executing() as span:
                 outcome = await run()
                 if isinstance(outcome, Failed):
-                    mark_failed(span, outcome.failure.type)
-                    if outcome.error is not None:
-                        record_exception(span, outcome.error)
+                    span.failed(outcome.failure.type, outcome.error)
         self._handler_seconds = trio.current_time() - began
         return outcome
 

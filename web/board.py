@@ -10,7 +10,8 @@ Hypercorn takes as the wish to stop, and which is how the process ends when the 
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeVar, Unpack
 
 import trio
@@ -114,7 +115,7 @@ class Callboard:
             check_route(mapping, app.url_map.converters)
         self._app = app
         app.extensions["callboard"] = self
-        inner = Lifespan(app.asgi_app, entered=self._entered, started=self._started, ending=self._stop)
+        inner = Lifespan(app.asgi_app, within=self._lifespan, started=self._started, ending=self._stop)
         app.asgi_app = BodyLimit(  # type: ignore[method-assign]
             app, inner, self.config.max_body_bytes, self.config.max_bulk_body_bytes
         )
@@ -262,8 +263,14 @@ class Callboard:
         if life is not None and life.runtime is not None and not life.finished.is_set():
             await life.runtime.drain()
 
-    def _entered(self) -> None:
+    @contextmanager
+    def _lifespan(self) -> Iterator[None]:
         self._sees_lifespan = True
+        try:
+            yield
+        finally:
+            # The next start may come without one.
+            self._sees_lifespan = False
 
     async def _start(self) -> None:
         """The store is opened while the app starts, so that one that cannot be used ends the start; jobs wait for its whole start."""

@@ -6,6 +6,7 @@ is registered earlier or later runs before or after, and Quart 0.22 and 0.23 tea
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 __all__ = ["Lifespan"]
@@ -16,20 +17,20 @@ Send = Callable[[Any], Awaitable[None]]
 
 
 class Lifespan:
-    """``entered`` is called when a lifespan begins, ``started`` when the app's whole start is over, ``ending`` before its end begins or
-    when its start has failed.
+    """``within`` is entered round a lifespan. ``started`` is called when the app's whole start is over, ``ending`` before its end begins
+    or when its start has failed.
     """
 
     def __init__(
         self,
         inner: Callable[[Scope, Receive, Send], Awaitable[None]],
         *,
-        entered: Callable[[], None],
+        within: Callable[[], AbstractContextManager[None]],
         started: Callable[[], None],
         ending: Callable[[], Awaitable[None]],
     ) -> None:
         self._inner = inner
-        self._entered = entered
+        self._within = within
         self._started = started
         self._ending = ending
 
@@ -51,5 +52,5 @@ class Lifespan:
             if message["type"] == "lifespan.startup.complete":
                 self._started()
 
-        self._entered()
-        await self._inner(scope, received, sent)
+        with self._within():
+            await self._inner(scope, received, sent)

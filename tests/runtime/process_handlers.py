@@ -215,8 +215,16 @@ def model(job: ProcessJobContext, request: BillModel) -> BillModel:
     return request
 
 
+class Leaving:
+    """Leaves when someone asks for its JSON form."""
+
+    @property
+    def model_dump_json(self) -> None:
+        sys.exit(3)
+
+
 def no_result(job: ProcessJobContext, which: str) -> Any:
-    return object() if which == "object" else "x" * 10_000
+    return {"object": object(), "leaving": Leaving()}.get(which, "x" * 10_000)
 
 
 def nap(job: ProcessJobContext, seconds: float) -> list[float]:

@@ -395,3 +395,39 @@ async def test_what_waits_for_the_store_is_counted_by_the_job(autojump_clock: Mo
         nursery.cancel_scope.cancel()
     with pytest.raises(ValueError, match="do not fit into one commit"):
         await actor.commit_together([one] * (MAX_BATCH + 1))
+
+
+async def test_many_bulks_at_once_neither_take_leases_away_nor_hold_up_what_runs(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk: the heartbeat waits for one commit, and not for all that wait, and it is never refused."""
+    monkeypatch.setattr("callboard.runtime.store_actor.MAX_BATCH", 10)
+    monkeypatch.setattr("callboard.runtime.store_actor.MAX_PENDING", 100)
+    runs = 0
+
+    @handler("long")
+    async def long(job: JobContext) -> None:
+        nonlocal runs
+        runs += 1
+        await trio.sleep(60)
+
+    @handler("noted", queue="other")
+    async def noted(job: JobContext) -> None: ...
+
+    async def flood(runtime: Runtime) -> None:
+        while True:
+            await runtime.submit_many("noted", [None] * 10)
+            await trio.sleep(0.5)
+
+    store = FaultyStore()
+    config = Config(max_concurrent_jobs=1, max_bulk_jobs=10, lease_seconds=9, max_queue_size=10**6)
+    async with opened(store, long, noted, config=config) as runtime, trio.open_nursery() as nursery:
+        job = await runtime.submit("long")
+        await runtime.wait(job.id, changed_since=job.seq)
+        store.slow_seconds["commit"] = 1.0
+        for _ in range(30):
+            nursery.start_soon(flood, runtime)
+        ended = await runtime.wait(job.id, timeout_seconds=100)
+        nursery.cancel_scope.cancel()
+        store.slow_seconds.clear()
+    assert (runs, ended.status, ended.attempt) == (1, "Completed", 1)

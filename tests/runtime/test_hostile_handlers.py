@@ -9,9 +9,11 @@ import trio
 from tests.runtime.kit import opened
 from trio.testing import MockClock
 
-from callboard.runtime import Config, Job, JobContext, JobFailed, Retry
+from callboard.runtime import Config, Job, JobContext, JobFailed, ProcessJobContext, Retry
 from callboard.runtime.context import Reports
+from callboard.runtime.faults import Fault, Frame
 from callboard.runtime.handlers import make_handler
+from callboard.runtime.wire import NoJson
 
 
 async def good(job: JobContext) -> int:
@@ -184,3 +186,50 @@ def test_no_line_is_lost_between_a_thread_and_the_loop() -> None:
         assert taken + len(reports.take()[0]) == lines
     finally:
         sys.setswitchinterval(interval)
+
+
+class Leaving:
+    """Has a JSON form, until someone asks for it."""
+
+    @property
+    def model_dump_json(self) -> None:
+        raise SystemExit(3)
+
+
+async def test_exit_while_the_result_is_encoded(autojump_clock: MockClock) -> None:
+    async def work(job: JobContext) -> Any:
+        return Leaving()
+
+    job = await end_of(work)
+    assert job.error is not None
+    assert (job.error.code, job.error.type) == ("RESULT_NOT_ENCODABLE", "SystemExit")
+
+
+async def test_exit_while_the_location_is_asked_for(autojump_clock: MockClock) -> None:
+    async def work(job: JobContext) -> None:
+        pass
+
+    def location(job: Job, value: Any) -> str:
+        sys.exit(3)
+
+    job = await end_of(work, location=location)
+    assert job.error is not None
+    assert (job.error.code, job.error.type) == ("HANDLER_ERROR", "SystemExit")
+
+
+async def test_a_fault_from_a_worker_process_that_no_traceback_can_show(autojump_clock: MockClock) -> None:
+    fault = Fault(kinds=(), module="m", name="N", text="", frames=(Frame("f", "g", 2**70),))
+
+    class Hostile:
+        async def run(self, *_: Any) -> Any:
+            await trio.lowlevel.checkpoint()
+            return NoJson(fault)
+
+    async with opened(None, make_handler("work", in_process, process=True), processes=Hostile()) as runtime:
+        job = await runtime.wait((await runtime.submit("work")).id, timeout_seconds=60)
+    assert job.error is not None
+    assert job.error.code == "RESULT_NOT_ENCODABLE"
+
+
+def in_process(job: ProcessJobContext) -> None:
+    pass

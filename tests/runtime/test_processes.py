@@ -354,10 +354,10 @@ async def test_results_of_every_type_and_a_location_made_here() -> None:
 
 async def test_results_that_cannot_be_kept() -> None:
     async with running(config=msgspec.structs.replace(CONFIG, max_result_bytes=1000)) as runtime:
-        for which, code in (("object", "RESULT_NOT_ENCODABLE"), ("large", "RESULT_TOO_LARGE")):
+        for which, code in (("object", "NOT_ENCODABLE"), ("leaving", "NOT_ENCODABLE"), ("large", "TOO_LARGE")):
             job = await ended(runtime, "no_result", which)
             assert job.error is not None
-            assert (job.error.code, job.retry_count) == (code, 0)
+            assert (job.error.code, job.retry_count) == (f"RESULT_{code}", 0)
 
 
 async def test_as_many_at_once_as_processes_and_nobody_else_waits_for_them() -> None:

@@ -1,12 +1,13 @@
 """What a runtime tells of its work: exact durations on virtual time, everything once, nothing twice."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from tests.runtime.kit import FaultyStore, handler, opened
+from tests.runtime.kit import FaultyStore, handler, hard_stop, opened
 from trio.testing import MockClock
 
 from callboard.runtime import Config, Handler, Job, JobContext, JobFailed, Retry, Runtime, StoreUnavailable, Telemetry
@@ -339,3 +340,56 @@ async def test_every_attempt_that_started_has_ended(autojump_clock: MockClock) -
 async def settle(runtime: Runtime, job_ids: list[str]) -> None:
     for job_id in job_ids:
         await runtime.wait(job_id)
+
+
+class Hostile(Telemetry):
+    """Raises whatever it is told."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.told: list[str] = []
+        for verb in [name for name in vars(Telemetry) if not name.startswith("_")]:
+            setattr(self, verb, partial(self._raise, verb, error))
+
+    def _raise(self, verb: str, error: BaseException, *_: Any) -> None:
+        self.told.append(verb)
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), ExceptionGroup("g", [OSError()])], ids=repr)
+async def test_what_a_listener_raises_is_logged_once_and_harms_nobody(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    listener, database = Hostile(error), MemoryDatabase()
+    lost = await lost_job(database)
+
+    @handler("failing", max_retries=1)
+    async def failing(job: JobContext) -> None:
+        raise OSError
+
+    async with opened(FaultyStore(database), sleeping(), failing, telemetry=listener) as runtime:
+        runtime.on_events.append(lambda events: listener._raise("events", error))
+        job_ids = [
+            lost,
+            *[(await runtime.submit("work", 0)).id for _ in range(3)],
+            (await runtime.submit("failing")).id,
+        ]
+        ended = [await runtime.wait(job_id) for job_id in job_ids]
+        stats = runtime.stats()
+    assert [job.status for job in ended] == ["Completed"] * 4 + ["Failed"]
+    assert (stats.submitted, stats.retried, stats.lost_leases) == ({"work": 3, "failing": 1}, {"failing": 1}, 1)
+    assert stats.finished == {("work", "Completed"): 4, ("failing", "Failed"): 1}
+    verbs = {name for name in vars(Telemetry) if not name.startswith("_")}
+    assert set(listener.told) == verbs | {"events"}
+    complaints = [record.getMessage() for record in caplog.records if record.name == "callboard.runtime"]
+    assert len(complaints) == len(verbs) + 1
+    assert any("telemetry's submitted raised" in text for text in complaints)
+
+
+async def lost_job(database: MemoryDatabase) -> str:
+    """A job whose holder has fallen silent."""
+    store = FaultyStore(database)
+    async with opened(store, sleeping(), config=Config(lease_seconds=3)) as runtime:
+        job = await runtime.submit("work", 1000)
+        await trio.sleep(1)
+        hard_stop(runtime, store)
+    return job.id

@@ -11,16 +11,17 @@ import pytest
 import trio
 import trio.testing
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, ParentBased, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 from tests.runtime.kit import FaultyStore, handler, hard_stop, opened
 from trio.testing import MockClock
 
 from callboard.runtime import (
     Config,
+    InvalidRequest,
     Job,
     JobContext,
     JobFailed,
@@ -601,3 +602,54 @@ async def test_a_provider_that_does_nothing_is_none(
         job: Job = await runtime.submit("work")
         assert (await runtime.wait(job.id)).status == "Completed"
         assert not runtime._tracing.is_on
+
+
+class Hostile(SpanProcessor, Sampler):
+    """Raises wherever the SDK asks the app's code."""
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        self._where = where
+        self._error = error
+
+    def _raise(self, where: str) -> None:
+        if where == self._where:
+            raise self._error
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self._raise("start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._raise("end")
+
+    def should_sample(self, *_: Any, **__: Any) -> SamplingResult:
+        self._raise("sampler")
+        return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "hostile"
+
+
+@pytest.mark.parametrize("where", ["start", "end", "sampler", "provider"])
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1)], ids=repr)
+async def test_what_the_apps_sdk_raises_is_logged_once_and_harms_nobody(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, where: str, error: BaseException
+) -> None:
+    hostile, store = Hostile(where, error), FaultyStore()
+    provider = TracerProvider(sampler=hostile, shutdown_on_exit=False)
+    provider.add_span_processor(hostile)
+    if where == "provider":
+        provider.get_tracer = lambda *_, **__: hostile._raise(where)  # type: ignore[assignment,method-assign]
+    async with opened(store, work, failing, tracer_provider=provider) as runtime:
+        jobs = [await runtime.submit(name) for name in ("work", "failing", "work")]
+        ended = [await runtime.wait(job.id) for job in jobs]
+        await runtime.submit_many("work", [None, None])
+        with pytest.raises(InvalidRequest):
+            await runtime.submit("work", {"a": "body"})
+        store.fail(seconds=2)
+        with pytest.raises(StoreUnavailable):
+            await runtime.submit("work")
+        await trio.sleep(5)
+        await runtime.cancel((await runtime.submit("work")).id)
+    assert [job.status for job in ended] == ["Completed"] * 3
+    complaints = [record.getMessage() for record in caplog.records if record.name == "callboard.runtime"]
+    assert len(complaints) == 1, complaints

@@ -212,11 +212,15 @@ async def test_under_quarts_test_app(tmp_path: Path) -> None:
     assert app.extensions["desk"].story == ["open", "task begins", "task ends", "closed"]
 
 
-async def test_without_the_lifespan_protocol_it_starts_and_ends_with_quarts_functions() -> None:
+@pytest.mark.parametrize("before", ["nothing", "a lifespan"])
+async def test_without_the_lifespan_protocol_it_starts_and_ends_with_quarts_functions(before: str) -> None:
     board, gates = board_of("memory://"), Gates()
     gates.all_open = True
     app = make_app(board, gates, kind="before_serving", order="before the board")
     with trio.fail_after(5):
+        if before == "a lifespan":
+            async with app.test_app():
+                pass
         async with trio.open_nursery() as app.nursery:
             await app.startup()
             job = await board.runtime.submit("Task")
