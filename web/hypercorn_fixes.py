@@ -23,8 +23,9 @@ __all__ = ["SILENT_SECONDS", "ServeConfig", "fix"]
 
 SILENT_SECONDS: Final = 45.0
 """A websocket peer that sent nothing for so long, not even a pong, is dropped: two pings of every 20 s and some patience."""
-UNACKNOWLEDGED_SECONDS: Final = 60
-"""A connection whose peer takes nothing for so long is cut off by the system (Linux): one that vanished, or that never reads."""
+UNACKNOWLEDGED_SECONDS: Final = 40
+"""A connection whose peer takes nothing for so long is cut off by the system (Linux): one that vanished, or that never reads. With the
+15 s at most until a quiet event stream has something to say, within the contract's 60 s."""
 BUSY_SECONDS: Final = 1.0
 """When to look again at a peer whose messages the app does not take."""
 _RESET: Final = struct.pack("ii", 1, 0)

@@ -21,6 +21,7 @@ from trio_websocket import ConnectionClosed
 from callboard.web import Callboard, hypercorn_fixes
 from callboard.web.hypercorn_fixes import SILENT_SECONDS, UNACKNOWLEDGED_SECONDS, ServeConfig, WatchedStream, fix
 from callboard.web.serve import PING_SECONDS, _hypercorn_config, serve
+from callboard.web.sse import KEEP_WARM_SECONDS
 
 PING, SILENT = 0.1, 0.6
 
@@ -181,7 +182,7 @@ async def test_pings_of_the_peer_lose_no_frame(store_url: str) -> None:
 def test_the_contracts_intervals() -> None:
     assert PING_SECONDS == 20
     assert 2 * PING_SECONDS < SILENT_SECONDS < 60
-    assert UNACKNOWLEDGED_SECONDS <= 60
+    assert KEEP_WARM_SECONDS + UNACKNOWLEDGED_SECONDS < 60
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
