@@ -195,7 +195,8 @@ class World:
                 await self.anyone().resume(queue)
             except CallboardError:
                 self.seen["refused"] += 1
-        while self.database.paused:
+        # Where nothing waits in a paused queue, all may be over before it is resumed.
+        while self.database.paused and not self.over.is_set():
             await trio.sleep(1)
             for queue in tuple(self.database.paused):
                 try:
