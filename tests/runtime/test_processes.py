@@ -140,13 +140,14 @@ async def test_what_a_handler_sees_says_and_returns() -> None:
 
 async def test_progress_arrives_while_it_runs() -> None:
     async with running() as runtime:
-        job = await runtime.submit("chatter", 1.5)
+        job = await runtime.submit("chatter", 10)
         async with runtime.watch(job.id) as told:
             with trio.fail_after(20):
                 async for item in told:
                     if getattr(item, "type", "") == "progress":
                         break
         assert (await runtime.get(job.id)).status == "InProgress"
+        await runtime.cancel(job.id)
 
 
 @contextmanager
