@@ -4,28 +4,19 @@
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import trio
 
 from callboard.runtime.attempt import Failed, Outcome
 from callboard.runtime.core.history import AttemptOutcome
-from callboard.runtime.core.job import Job, Status
+from callboard.runtime.core.job import Job
 from callboard.runtime.core.store import Claimed
+from callboard.runtime.core.transition import OUTCOMES
 from callboard.runtime.joblog import job_fields, set_current_job
 from callboard.runtime.telemetry import Telemetry
 from callboard.runtime.tracing import Tracing
 
 __all__ = ["Witness"]
-
-OUTCOMES: Final[dict[Status, AttemptOutcome]] = {
-    Status.COMPLETED: AttemptOutcome.COMPLETED,
-    Status.FAILED: AttemptOutcome.FAILED,
-    Status.SCHEDULED: AttemptOutcome.FAILED,
-    Status.CANCELED: AttemptOutcome.CANCELED,
-    Status.QUEUED: AttemptOutcome.RELEASED,
-}
-"""What an attempt has made of its job -> how it ended."""
 
 
 class Witness:

@@ -6,12 +6,13 @@ from functools import wraps
 from typing import Any, Final, Protocol
 
 import trio
+import trio.testing
 from msgspec import Raw
 
 from callboard.runtime.core.commands import Cancel, Command, Fail, Report, Retry, Succeed
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Failure, Job, Progress, Request, Status
-from callboard.runtime.core.store import Claimed, Clock, Committed, Outcome, Store, Write
+from callboard.runtime.core.store import Claimed, Clock, Committed, News, Outcome, Store, Write
 from callboard.runtime.core.transition import accept, decide
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "succeed",
     "taken",
     "truth",
+    "woken",
 ]
 
 MakeStore = Callable[[str, Clock], Store]
@@ -175,6 +177,20 @@ async def claim(
 async def one(store: Store, job_id: str) -> Job | None:
     """The stored record."""
     return (await store.get([job_id]))[0]
+
+
+async def woken(store: Store, cursor: str, act: Callable[[], Awaitable[object]]) -> News:
+    """The news that wake ``store``, which sleeps when ``act`` begins."""
+    told: list[News] = []
+
+    async def listen() -> None:
+        told.append(await store.wait_news(cursor))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        await act()
+    return told[0]
 
 
 def committed(outcome: Outcome) -> Committed:

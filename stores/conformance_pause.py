@@ -20,6 +20,7 @@ from callboard.stores.conformance_bench import (
     succeed,
     taken,
     truth,
+    woken,
 )
 
 __all__ = ["CHECKS"]
@@ -126,16 +127,8 @@ async def promise_13_a_pause_and_a_resume_are_news(bench: Bench) -> None:
 async def promise_13_a_pause_wakes_a_sleeper(bench: Bench) -> None:
     here, there = await bench.connect("here"), await bench.connect("there")
     cursor = (await here.wait_news(None)).cursor
-    told: list[News] = []
-
-    async def listen() -> None:
-        told.append(await here.wait_news(cursor))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen)
-        await trio.testing.wait_all_tasks_blocked()
-        await there.set_paused("q", True)
-    equal([news.queues_changed for news in told], [True])
+    news = await woken(here, cursor, lambda: there.set_paused("q", True))
+    equal(news.queues_changed, True)
 
 
 @check

@@ -5,7 +5,7 @@ import trio.testing
 
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Job, Status
-from callboard.runtime.core.store import Delete, Due, JobFilter, News, Store
+from callboard.runtime.core.store import Delete, Due, JobFilter, Store
 from callboard.stores.conformance_bench import (
     Bench,
     Check,
@@ -24,6 +24,7 @@ from callboard.stores.conformance_bench import (
     submit,
     succeed,
     truth,
+    woken,
 )
 
 __all__ = ["CHECKS"]
@@ -212,16 +213,8 @@ async def promise_10_every_verb_makes_news(bench: Bench) -> None:
 async def promise_10_news_wake_a_sleeper(bench: Bench) -> None:
     here, there = await bench.connect("here"), await bench.connect("there")
     cursor = (await here.wait_news(None)).cursor
-    told: list[News] = []
-
-    async def listen() -> None:
-        told.append(await here.wait_news(cursor))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen)
-        await trio.testing.wait_all_tasks_blocked()
-        await submit(there, 1)
-    equal([event.job_id for news in told for event in news.events], [job(1).id])
+    news = await woken(here, cursor, lambda: submit(there, 1))
+    equal([event.job_id for event in news.events], [job(1).id])
 
 
 @check

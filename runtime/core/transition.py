@@ -40,7 +40,7 @@ from callboard.runtime.core.events import Event, EventType, LogEntry
 from callboard.runtime.core.history import AttemptOutcome, AttemptRecord
 from callboard.runtime.core.job import NULL, WAITING, Failure, Job, Status
 
-__all__ = ["TABLE", "WORKER_LOST", "Change", "accept", "decide", "diagram"]
+__all__ = ["OUTCOMES", "TABLE", "WORKER_LOST", "Change", "accept", "decide", "diagram"]
 
 Q, S, P, C, F, X = (
     Status.QUEUED,
@@ -66,12 +66,14 @@ TABLE: Final[dict[type[Command], dict[Status, frozenset[Status]]]] = {
 
 BIRTHS: Final = frozenset({Q, S})
 
-_OUTCOMES: Final[dict[type[Command], AttemptOutcome]] = {
-    Succeed: AttemptOutcome.COMPLETED,
-    Fail: AttemptOutcome.FAILED,
-    Release: AttemptOutcome.RELEASED,
+OUTCOMES: Final[dict[Status, AttemptOutcome]] = {
+    C: AttemptOutcome.COMPLETED,
+    F: AttemptOutcome.FAILED,
+    S: AttemptOutcome.FAILED,
+    X: AttemptOutcome.CANCELED,
+    Q: AttemptOutcome.RELEASED,
 }
-"""How an attempt ended whose job is neither lost nor Canceled by it."""
+"""What an attempt has made of its job -> how it ended, unless it was lost."""
 
 WORKER_LOST: Final = Failure(
     code="WORKER_LOST",
@@ -205,10 +207,8 @@ def _ended_attempt(job: Job, after: Job, command: Command) -> AttemptRecord:
     if isinstance(command, Lapse):
         outcome = AttemptOutcome.LOST
         error = after.error if after.status is F else None
-    elif after.status is X:
-        outcome = AttemptOutcome.CANCELED
     else:
-        outcome = _OUTCOMES[type(command)]
+        outcome = OUTCOMES[after.status]
     return AttemptRecord(
         attempt=job.attempt,
         worker=job.worker,

@@ -12,7 +12,7 @@ import trio
 
 from callboard.stores.sqlite import SqliteStore
 
-__all__ = ["CHILD", "line_of", "names", "opened", "run_sql", "scalar", "start_child", "start_python"]
+__all__ = ["CHILD", "LAY_OUT_AND_DIE", "line_of", "names", "opened", "run_sql", "scalar", "start_child", "start_python"]
 
 
 @asynccontextmanager
@@ -96,3 +96,31 @@ async def line_of(child: subprocess.Popen[str]) -> str:
     assert child.stdout is not None
     with trio.fail_after(20):
         return (await trio.to_thread.run_sync(child.stdout.readline)).strip()
+
+
+LAY_OUT_AND_DIE = """
+import os, signal, shutil, sqlite3, sys
+from callboard.stores.sqlite_schema import lay_out
+
+class Dying:
+    def __init__(self, connection, steps):
+        self.connection, self.steps = connection, steps
+    def execute(self, statement):
+        if self.steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.steps -= 1
+        return self.connection.execute(statement)
+
+old = f"{sys.argv[1]}/old.db"
+for steps in range(100):
+    path = f"{sys.argv[1]}/{steps}.db"
+    if os.path.exists(old):
+        shutil.copyfile(old, path)
+    if os.fork() == 0:
+        lay_out(Dying(sqlite3.connect(path, isolation_level=None), steps))
+        os._exit(0)
+    if os.wait()[1] == 0:
+        print(steps)
+        break
+"""
+"""Lays out a fresh file, or a copy of ``old.db``, and dies before its first statement, its second, and so on; how many it survived."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.stores.kit import line_of, names, opened, run_sql, scalar, start_child, start_python
+from tests.stores.kit import LAY_OUT_AND_DIE, line_of, names, opened, run_sql, scalar, start_child, start_python
 
 from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Status
@@ -218,29 +218,6 @@ async def test_a_purge_leaves_no_row_behind(tmp_path: Path) -> None:
         await store.commit([Delete(expected=ended.job), other, Delete(expected=other.job)])
     for table in ("job", "request", "event", "attempt"):
         assert scalar(path, f"SELECT count(*) FROM {table}") == 0, table
-
-
-LAY_OUT_AND_DIE = """
-import os, signal, sqlite3, sys
-from callboard.stores.sqlite_schema import lay_out
-
-class Dying:
-    def __init__(self, connection, steps):
-        self.connection, self.steps = connection, steps
-    def execute(self, statement):
-        if self.steps == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.steps -= 1
-        return self.connection.execute(statement)
-
-for steps in range(100):
-    if os.fork() == 0:
-        lay_out(Dying(sqlite3.connect(f"{sys.argv[1]}/{steps}.db", isolation_level=None), steps))
-        os._exit(0)
-    if os.wait()[1] == 0:
-        print(steps)
-        break
-"""
 
 
 async def test_whoever_is_killed_while_he_makes_it_leaves_what_the_next_can_finish(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.stores.kit import line_of, opened, run_sql, scalar, start_child, start_python
+from tests.stores.kit import LAY_OUT_AND_DIE, line_of, opened, run_sql, scalar, start_child, start_python
 
 from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Status
@@ -101,37 +101,12 @@ async def test_many_may_bring_it_up_at_once(tmp_path: Path) -> None:
     assert scalar(path, "PRAGMA integrity_check") == "ok"
 
 
-BRING_UP_AND_DIE = """
-import os, signal, shutil, sqlite3, sys
-from callboard.stores.sqlite_schema import lay_out
-
-class Dying:
-    def __init__(self, connection, steps):
-        self.connection, self.steps = connection, steps
-    def execute(self, statement):
-        if self.steps == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.steps -= 1
-        return self.connection.execute(statement)
-
-for steps in range(100):
-    path = f"{sys.argv[1]}/{steps}.db"
-    shutil.copyfile(f"{sys.argv[1]}/old.db", path)
-    if os.fork() == 0:
-        lay_out(Dying(sqlite3.connect(path, isolation_level=None), steps))
-        os._exit(0)
-    if os.wait()[1] == 0:
-        print(steps)
-        break
-"""
-
-
 async def test_whoever_is_killed_on_the_way_leaves_it_as_it_was(tmp_path: Path) -> None:
     fresh = tmp_path / "fresh.db"
     async with opened(fresh):
         pass
     file_of_layout_1(tmp_path / "old.db")
-    with start_python(BRING_UP_AND_DIE, str(tmp_path)) as child:
+    with start_python(LAY_OUT_AND_DIE, str(tmp_path)) as child:
         steps = int(await line_of(child))
     assert steps > 6
     versions = set()
