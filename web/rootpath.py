@@ -30,6 +30,7 @@ class RootPath:
             scope = {**scope, "root_path": root}
             if path != root and not path.startswith(f"{root}/"):
                 scope["path"] = root + path
-                if scope.get("raw_path", b"").startswith(b"/"):
-                    scope["raw_path"] = quote(root).encode() + scope["raw_path"]
+                raw = scope.get("raw_path")
+                if raw is not None and raw.startswith(b"/"):
+                    scope["raw_path"] = quote(root).encode() + raw
         await self._app(scope, receive, send)

@@ -136,8 +136,9 @@ def test_what_waits_is_written_at_the_end_of_the_process() -> None:
     """The reader falls behind and catches up while the process ends."""
     program = """
 import logging, os
-from callboard.web.logs import configure_logging
-configure_logging()
+from callboard.web import logs
+logs.FLUSH_SECONDS = 30
+logs.configure_logging()
 os.set_blocking(1, True)
 for number in range(1000):
     logging.getLogger("callboard.access").info(f"{number} ".ljust(999, "x"))
