@@ -485,6 +485,13 @@ async def test_what_is_sent_to_nobody_is_not_counted(lines: Lines) -> None:
     assert (line["status"], line["close_code"], line["messages_out"], line["bytes"]) == (101, 1001, 0, 0)
 
 
+async def test_a_websocket_that_is_closed_before_it_is_accepted_is_a_403(lines: Lines) -> None:
+    """As the ASGI specification has it, for servers and apps that have no better answer to a handshake."""
+    await exchange(sends({"type": "websocket.close", "code": 4000}), SOCKET)
+    line = await lines.next()
+    assert line["status"] == 403 and "close_code" not in line
+
+
 async def test_how_a_websocket_ends(lines: Lines) -> None:
     async def code(app: Any, *incoming: dict[str, Any]) -> int:
         try:
