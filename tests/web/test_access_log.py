@@ -227,6 +227,7 @@ async def test_a_strange_method_is_logged_as_it_is_and_not_for_ever(site: Site, 
     [
         *(b"", b"x", b"00", b"\xff" * 40, traceparent("0" * 32), traceparent("a" * 4000), traceparent(TRACE.upper())),
         *(traceparent(TRACE, ""), traceparent(TRACE, "-b7ad6b7169203331"), b"00" + traceparent(TRACE)),
+        traceparent(TRACE) + b"x",
     ],
 )
 async def test_a_traceparent_that_is_none_leaves_no_trace(site: Site, lines: Lines, value: bytes) -> None:
@@ -542,6 +543,7 @@ async def test_what_the_servers_end_cuts_off(lines: Lines) -> None:
         {"client": ("a\nb", 1)},
         {"raw_path": b"\\" * 10_000, "method": '"' * 10_000},
         {"raw_path": b"user:s3cret@host:80"},
+        {"raw_path": b"/p?s3cret"},
         {"raw_path": b"http://user:s3cret@host?s3cret"},
         {"raw_path": b""},
     ],
