@@ -558,6 +558,12 @@ async def test_a_server_that_lets_anything_through(lines: Lines, part: dict[str,
     assert line["status"] == 200 and line["path"]
 
 
+async def test_a_server_that_gives_no_raw_path(lines: Lines) -> None:
+    scope = {name: value for name, value in HTTP.items() if name != "raw_path"}
+    await exchange(sends(START, {"type": "http.response.body"}), {**scope, "path": "/é\n?a"})
+    assert (await lines.next())["path"] == "/%C3%A9%0A%3Fa"
+
+
 async def test_a_log_that_nobody_wants_is_not_in_the_way(lines: Lines, caplog: pytest.LogCaptureFixture) -> None:
     given: list[Any] = []
 
