@@ -16,5 +16,12 @@ if not TYPE_CHECKING:
 
         if name in __all__:
             home = "board" if name == "Callboard" else "responses"
-            return getattr(import_module(f"callboard.web.{home}"), name)
+            try:
+                return getattr(import_module(f"callboard.web.{home}"), name)
+            except ImportError as error:
+                from callboard.web.generations import misfit
+
+                if (reason := misfit()) is None:
+                    raise
+                raise ImportError(reason) from error
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ kinds work. (A path of the app's own that begins as the root path does needs a p
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+from urllib.parse import quote
 
 __all__ = ["RootPath"]
 
@@ -26,6 +27,10 @@ class RootPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in _WITH_PATH:
             root, path = self._root_path, scope["path"]
-            whole = path if path == root or path.startswith(f"{root}/") else root + path
-            scope = {**scope, "root_path": root, "path": whole}
+            scope = {**scope, "root_path": root}
+            if path != root and not path.startswith(f"{root}/"):
+                scope["path"] = root + path
+                raw = scope.get("raw_path")
+                if raw is not None and raw.startswith(b"/"):
+                    scope["raw_path"] = quote(root).encode() + raw
         await self._app(scope, receive, send)
