@@ -88,7 +88,8 @@ async def test_what_comes_after_the_limit_is_thrown_away_and_never_held(site: Si
         "http_version": "1.1",
         "root_path": "",
     }
-    await BodyLimit(site.app, inner, LIMIT, 3 * LIMIT)(scope, receive, send)
+    limit = BodyLimit(site.app, inner, max_body_bytes=LIMIT, max_bulk_body_bytes=3 * LIMIT, body_seconds=60)
+    await limit(scope, receive, send)
     assert [len(message.get("body", b"")) for message in seen] == [4000, 4000, 0, 0]
     assert seen[2]["more_body"] is False
     assert seen[3]["type"] == "http.disconnect"
