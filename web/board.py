@@ -27,6 +27,7 @@ from callboard.stores.opening import open_store
 from callboard.web.access import Access, Authorize, Identify
 from callboard.web.checks import check_mapping, check_route, checked_origins, checked_responses, require_hook
 from callboard.web.compat import pass_departures
+from callboard.web.host_check import HostCheck
 from callboard.web.lifespan import Lifespan
 from callboard.web.limits import BodyLimit
 from callboard.web.mapping import Mapping, View
@@ -125,7 +126,7 @@ class Callboard:
             max_bulk_body_bytes=self.config.max_bulk_body_bytes,
             body_seconds=self.config.body_seconds,
         )
-        app.asgi_app = SocketLimit(app, bodies)  # type: ignore[method-assign]
+        app.asgi_app = HostCheck(SocketLimit(app, bodies))  # type: ignore[method-assign]
         pass_departures(app)
         mount_jobs(app, self)
         for mapping in self.mappings:

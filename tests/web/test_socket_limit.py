@@ -29,8 +29,8 @@ def sockets(notes: Notes) -> Any:
     def make_app(board: Callboard, gates: Gates) -> QuartTrio:
         app = QuartTrio("sockets")
         board.init_app(app)
-        limit: Any = app.asgi_app
-        limit._stuck_seconds = STUCK_SECONDS
+        checked: Any = app.asgi_app
+        checked._inner._stuck_seconds = STUCK_SECONDS
 
         @app.websocket("/waits")
         async def waits() -> None:
