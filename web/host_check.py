@@ -1,10 +1,11 @@
-"""One ASGI wrapper round an app that refuses requests whose ``Host`` can be no name of a host: 400.
+"""One ASGI wrapper round an app that refuses requests whose ``Host`` or target Quart cannot read: 400.
 
-Quart looks at it before anything of the app's runs and outside of its own error handling, so that such a request would end as an
+Quart looks at them before anything of the app's runs and outside of its own error handling, so that such a request would end as an
 unhandled exception in the server, with a traceback in the log for what a client did wrong.
 """
 
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlparse
 
 from callboard.web.early_refusal import Receive, Scope, Send, refuse
 
@@ -22,6 +23,10 @@ class HostCheck:
             detail = "The Host header can be no name of a host."
             await refuse(scope, receive, send, 400, kind="bad-host", title="Bad Request", detail=detail)
             return
+        if scope["type"] in ("http", "websocket") and not _is_target(scope["path"]):
+            detail = "The target of the request is no path and no URL."
+            await refuse(scope, receive, send, 400, kind="bad-target", title="Bad Request", detail=detail)
+            return
         await self._inner(scope, receive, send)
 
 
@@ -36,3 +41,10 @@ def _is_host(host: str) -> bool:
     except UnicodeError:
         return False
     return True
+
+
+def _is_target(path: str) -> bool:
+    try:
+        return path.startswith("/") or (path != "" and urlparse(path) is not None)
+    except ValueError:
+        return False
