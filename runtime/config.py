@@ -49,6 +49,8 @@ class Config(Struct, frozen=True, kw_only=True):
     """Jobs that one bulk request may bring, and jobs that ``submit_many`` stores in one commit; at most 500."""
     max_bulk_body_bytes: int = 8_388_608
     """Largest body of a bulk request."""
+    body_seconds: float = 60
+    """A request's body must have come so long after its head; else 408, and the connection is closed."""
     max_result_bytes: int = 1_048_576
     """Largest result, as JSON text."""
     max_events_per_job: int = 1000
@@ -138,6 +140,7 @@ _SECONDS: dict[str, tuple[float | None, bool]] = {
     "lease_seconds": (0, False),
     "drain_seconds": (None, False),
     "retention_seconds": (None, True),
+    "body_seconds": (0, False),
     "max_wait_seconds": (None, False),
     "progress_interval_seconds": (None, False),
     "store_timeout_seconds": (0, False),

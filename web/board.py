@@ -26,6 +26,8 @@ from callboard.runtime.handlers import make_handler
 from callboard.stores.opening import open_store
 from callboard.web.access import Access, Authorize, Identify
 from callboard.web.checks import check_mapping, check_route, checked_origins, checked_responses, require_hook
+from callboard.web.compat import pass_departures
+from callboard.web.host_check import HostCheck
 from callboard.web.lifespan import Lifespan
 from callboard.web.limits import BodyLimit
 from callboard.web.mapping import Mapping, View
@@ -33,6 +35,7 @@ from callboard.web.metrics import Metrics
 from callboard.web.mounting import mount_jobs, mount_mapping
 from callboard.web.options import HandlerOptions, MappingOptions
 from callboard.web.responses import Responses, Status
+from callboard.web.socket_limit import SocketLimit
 
 __all__ = ["DEFAULT_STORE", "STORE_VARIABLE", "Callboard"]
 
@@ -116,9 +119,15 @@ class Callboard:
         self._app = app
         app.extensions["callboard"] = self
         inner = Lifespan(app.asgi_app, within=self._lifespan, started=self._started, ending=self._stop)
-        app.asgi_app = BodyLimit(  # type: ignore[method-assign]
-            app, inner, self.config.max_body_bytes, self.config.max_bulk_body_bytes
+        bodies = BodyLimit(
+            app,
+            inner,
+            max_body_bytes=self.config.max_body_bytes,
+            max_bulk_body_bytes=self.config.max_bulk_body_bytes,
+            body_seconds=self.config.body_seconds,
         )
+        app.asgi_app = HostCheck(SocketLimit(app, bodies))  # type: ignore[method-assign]
+        pass_departures(app)
         mount_jobs(app, self)
         for mapping in self.mappings:
             mount_mapping(app, self, mapping)

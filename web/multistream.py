@@ -25,7 +25,6 @@ from callboard.web import parsing, problems
 from callboard.web.answers import place_of
 from callboard.web.bulk import submit_inside
 from callboard.web.compat import CLIENT_GONE
-from callboard.web.limits import mark_socket
 from callboard.web.lookup import permitted_job
 from callboard.web.outbox import Close, Item, Lane, Outbox, frame_of
 from callboard.web.problems import Refusal
@@ -101,7 +100,6 @@ def make_multistream_view(board: "Callboard") -> Callable[[], Awaitable[None]]:
         board.access.check_origin(websocket)
         await board.access.require(websocket, "stream")
         runtime = board.runtime
-        mark_socket(websocket)
         await websocket.accept()
         with board.metrics.streaming():
             await _Socket(board, websocket, runtime.drain_started).serve()

@@ -59,7 +59,9 @@ KINDS: Final[dict[str, Kind]] = {
     "NotFound": Kind(404, "There is no such job, or none that the caller may see.", (JobNotFound(),)),
     "NoQueue": Kind(404, "There is no such queue.", (QueueNotFound("there is no queue 'orders'"),)),
     "Timeout": Kind(
-        408, "The body did not come in time.", (Refusal(408, "request-timeout", "The body did not come in time."),)
+        408,
+        "The body did not come in time. The connection is closed; repeating the request is safe.",
+        (Refusal(408, "request-timeout", "The body did not come in time. Repeating the request is safe."),),
     ),
     "WrongState": Kind(409, "The job's state does not allow it.", (IllegalTransition("the job is Completed"),)),
     "IdTaken": Kind(409, "That `X-Async-Request-Id` is taken.", (JobExists(),)),

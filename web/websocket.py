@@ -17,7 +17,6 @@ from callboard.runtime.core.errors import CallboardError, ShuttingDown, StoreUna
 from callboard.web import parsing
 from callboard.web.answers import place_of
 from callboard.web.compat import CLIENT_GONE
-from callboard.web.limits import mark_socket
 from callboard.web.lookup import permitted_job
 from callboard.web.outbox import Close, Item, Lane, Outbox, frame_of
 from callboard.web.problems import Refusal
@@ -46,7 +45,6 @@ def make_stream_view(board: "Callboard") -> Callable[[str], Awaitable[Response |
         since = None if after is None else parsing.sequence(after, "after")
         job = await permitted_job(board, websocket, job_id, "stream")
         async with board.runtime.watch(job.id, after=since) as items:
-            mark_socket(websocket)
             await websocket.accept()
             with board.metrics.streaming():
                 await _serve(items, place_of(websocket, board.prefix))

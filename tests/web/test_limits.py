@@ -4,13 +4,17 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+import httpx
+import pytest
 import trio
+import trio.lowlevel
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
+from msgspec.structs import replace
 from quart import request
 from quart_trio import QuartTrio
 from tests.web.conftest import OpenSite
-from tests.web.workshop import CONFIG, Gates, Site, assert_problem, make_site_app
+from tests.web.workshop import CONFIG, Gates, Site, assert_problem, connect, make_site_app, serving
 
 from callboard.runtime import JobContext
 from callboard.web import Callboard
@@ -88,7 +92,8 @@ async def test_what_comes_after_the_limit_is_thrown_away_and_never_held(site: Si
         "http_version": "1.1",
         "root_path": "",
     }
-    await BodyLimit(site.app, inner, LIMIT, 3 * LIMIT)(scope, receive, send)
+    limit = BodyLimit(site.app, inner, max_body_bytes=LIMIT, max_bulk_body_bytes=3 * LIMIT, body_seconds=60)
+    await limit(scope, receive, send)
     assert [len(message.get("body", b"")) for message in seen] == [4000, 4000, 0, 0]
     assert seen[2]["more_body"] is False
     assert seen[3]["type"] == "http.disconnect"
@@ -146,3 +151,121 @@ async def test_a_connection_that_is_kept_alive_is_closed_when_it_has_been_idle(s
                         text += data
                 assert text.count(b"HTTP/1.1 ") == 2, text
         stop.set()
+
+
+SECONDS = 0.5
+
+
+async def until_closed(line: trio.SocketStream) -> bytes:
+    text = b""
+    with trio.fail_after(10):
+        try:
+            while data := await line.receive_some():
+                text += data
+        except trio.BrokenResourceError:
+            pass
+    return text
+
+
+async def dribble(line: trio.SocketStream) -> None:
+    """One byte after the other, until the connection is closed."""
+    try:
+        while True:
+            await line.send_all(b"1\r\n \r\n")
+            await trio.sleep(0.05)
+    except trio.BrokenResourceError:
+        return
+
+
+@pytest.mark.parametrize("dribbles", [True, False], ids=["dribbles", "stops"])
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+async def test_a_body_that_does_not_come_in_time_is_408_and_the_connection_is_closed(kind: str, dribbles: bool) -> None:
+    async with serving(config=replace(CONFIG, body_seconds=SECONDS)) as site, await connect(site.url) as line:
+        head = f"POST /api/orders HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await line.send_all(head.encode() + b'11\r\n{"itemName": "x"}\r\n')
+        async with trio.open_nursery() as nursery:
+            if dribbles:
+                nursery.start_soon(dribble, line)
+            began = trio.current_time()
+            answer = await until_closed(line)
+            assert trio.current_time() - began >= SECONDS * 0.9
+            nursery.cancel_scope.cancel()
+        head_of_answer, _, body = answer.partition(b"\r\n\r\n")
+        assert head_of_answer.startswith(b"HTTP/1.1 408"), answer
+        assert b"connection: close" in head_of_answer.lower()
+        assert b"application/problem+json" in head_of_answer
+        problem = httpx.Response(408, content=body).json()
+        assert (problem["status"], problem["type"]) == (408, "urn:callboard:problem:request-timeout")
+        assert (await site.http.get("/jobs")).json()["jobs"] == []
+
+
+async def test_the_answer_to_a_late_body_is_in_the_document_as_it_is() -> None:
+    async with serving(config=replace(CONFIG, body_seconds=SECONDS)) as site:
+        document = (await site.http.get("/jobs/openapi.json")).json()
+        described = document["components"]["responses"]["Timeout"]["content"]["application/problem+json"]["examples"]
+
+        async def late() -> AsyncIterator[bytes]:
+            yield b" "
+            await trio.sleep(4 * SECONDS)
+
+        answer = await site.http.post("/api/orders", content=late(), headers={"Content-Type": "application/json"})
+        problem = assert_problem(answer, 408)
+        (example,) = (one["value"] for one in described.values())
+        assert {**problem, "instance": None} == {**example, "instance": None}
+
+
+async def test_a_body_that_comes_in_time_may_be_waited_on_for_longer() -> None:
+    async with serving(config=replace(CONFIG, body_seconds=SECONDS)) as site:
+        answer = await site.http.post("/api/slow", json={}, headers={"Prefer": f"wait={2 * SECONDS}"})
+        assert answer.status_code == 202
+
+
+async def test_the_time_of_the_apps_other_routes_is_the_apps() -> None:
+    async with serving(mixed_app, config=replace(CONFIG, body_seconds=0.1)) as site:
+
+        async def slowly() -> AsyncIterator[bytes]:
+            for _ in range(4):
+                yield b"x"
+                await trio.sleep(0.1)
+
+        answer = await site.http.post("/api/items/upload", content=slowly())
+        assert answer.json() == {"bytes": 4}
+
+
+@pytest.mark.parametrize("dribbles", [True, False], ids=["dribbles", "stops"])
+@pytest.mark.parametrize("request_line", ["PUT /api/orders", "POST /nowhere", "POST /jobs/x/cancel", "GET /jobs"])
+async def test_an_answer_does_not_wait_for_ever_for_the_end_of_a_body(request_line: str, dribbles: bool) -> None:
+    async with serving(config=replace(CONFIG, body_seconds=SECONDS)) as site, await connect(site.url) as line:
+        await line.send_all(f"{request_line} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        async with trio.open_nursery() as nursery:
+            if dribbles:
+                nursery.start_soon(dribble, line)
+            answer = await until_closed(line)
+            nursery.cancel_scope.cancel()
+        assert answer.startswith(b"HTTP/1.1 "), answer
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+
+async def test_between_two_sends_others_run(site: Site) -> None:
+    """The wrapper alone, round a server whose sends return at once, as Hypercorn's do on a broken connection."""
+    turns = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                while True:
+                    turns.append(1)
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(other)
+            for _ in range(20):
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            nursery.cancel_scope.cancel()
+
+    async def nothing(*_: Any) -> None: ...
+
+    scope = {"type": "http", "headers": [], "method": "GET"}
+    limit = BodyLimit(site.app, inner, max_body_bytes=LIMIT, max_bulk_body_bytes=LIMIT, body_seconds=60)
+    await limit(scope, nothing, nothing)
+    assert len(turns) >= 10

@@ -1,5 +1,7 @@
 """What the web tests serve: an app with a handler of each kind, on a real socket, with gates that tests hold and open."""
 
+import socket
+import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +22,20 @@ from callboard.runtime.core.errors import StoreUnavailable
 from callboard.runtime.core.store import Store
 from callboard.web import Callboard
 
-__all__ = ["CONFIG", "Cut", "Gates", "Site", "assert_problem", "frames", "make_site_app", "patient", "run_site"]
+__all__ = [
+    "CONFIG",
+    "Cut",
+    "Gates",
+    "Site",
+    "assert_problem",
+    "connect",
+    "frames",
+    "make_site_app",
+    "patient",
+    "reset",
+    "run_site",
+    "serving",
+]
 
 CONFIG = Config(
     retry_base_seconds=0.01,
@@ -267,3 +282,28 @@ def assert_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert body["type"] and body["title"] and body["detail"]
     assert "Traceback" not in answer.text
     return body
+
+
+@asynccontextmanager
+async def serving(
+    make_app: Callable[[Callboard, Gates], QuartTrio] = make_site_app, **options: Any
+) -> AsyncIterator[Site]:
+    """The workshop, or another app, on a store in memory: for what has nothing to do with the store."""
+    board = Callboard(**{"store": "memory://", "config": CONFIG, **options})
+    async with trio.open_nursery() as nursery:
+        site: Site = await nursery.start(run_site, board, make_app)
+        try:
+            yield site
+        finally:
+            site.stop.set()
+
+
+async def connect(url: str) -> trio.SocketStream:
+    """A connection to a server, to be closed by the caller."""
+    host, _, port = url.rpartition("/")[2].rpartition(":")
+    return await trio.open_tcp_stream(host, int(port))
+
+
+def reset(line: trio.SocketStream) -> None:
+    """Make closing this connection cut it off, as when the client's machine dies."""
+    line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,50 @@
+"""One ASGI wrapper round an app that refuses requests whose ``Host`` or target Quart cannot read: 400.
+
+Quart looks at them before anything of the app's runs and outside of its own error handling, so that such a request would end as an
+unhandled exception in the server, with a traceback in the log for what a client did wrong.
+"""
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlparse
+
+from callboard.web.early_refusal import Receive, Scope, Send, refuse
+
+__all__ = ["HostCheck"]
+
+
+class HostCheck:
+    """``inner`` for requests and handshakes with a ``Host`` that its router can read, or with none."""
+
+    def __init__(self, inner: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and not all(map(_is_host, _hosts(scope))):
+            detail = "The Host header can be no name of a host."
+            await refuse(scope, receive, send, 400, kind="bad-host", title="Bad Request", detail=detail)
+            return
+        if scope["type"] in ("http", "websocket") and not _is_target(scope["path"]):
+            detail = "The target of the request is no path and no URL."
+            await refuse(scope, receive, send, 400, kind="bad-target", title="Bad Request", detail=detail)
+            return
+        await self._inner(scope, receive, send)
+
+
+def _hosts(scope: Scope) -> list[str]:
+    return [value.decode("latin1") for name, value in scope["headers"] if name.lower() in (b"host", b":authority")]
+
+
+def _is_host(host: str) -> bool:
+    try:
+        # As Werkzeug's Map.bind does.
+        host.lower().partition(":")[0].encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _is_target(path: str) -> bool:
+    try:
+        return path.startswith("/") or (path != "" and urlparse(path) is not None)
+    except ValueError:
+        return False
