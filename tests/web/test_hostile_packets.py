@@ -4,6 +4,7 @@ The server is Hypercorn as ``callboard serve`` has it, with an app of Quart's (a
 """
 
 import logging
+import os
 import socket
 import ssl
 import struct
@@ -418,14 +419,31 @@ async def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(
 
 
 async def test_pipelined_requests_of_a_client_that_has_gone_leave_nothing(log: pytest.LogCaptureFixture) -> None:
-    """The reader waits for the end of the first; the send that fails is the one to wake it."""
-    async with served(send_seconds=SHORT) as server:
+    """The reader waits for the end of the first; the send that fails is the only one to wake it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(20_000_000), "more_body": True})
+
+    async with served(bare(app), send_seconds=SHORT) as server:
         stream = await server.connect(4096)
         await stream.send_all(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n" * 2)
+        await trio.sleep(0.1)
+        assert len(server.config.connections) == 1
         await server.is_clean()
         await stream.aclose()
-        await server.is_well()
     assert complaints(log) == []
+
+
+async def test_aborting_ends_an_app_that_does_not_listen() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep_forever()
+
+    async with served(bare(app)) as server, await server.connect() as stream:
+        await stream.send_all(GOOD)
+        await trio.sleep(0.1)
+        server.config.abort_connections()
+        await server.is_clean(1)
 
 
 async def test_one_too_many_is_answered_503_and_a_place_is_free_again(log: pytest.LogCaptureFixture) -> None:
@@ -470,10 +488,58 @@ async def test_a_client_that_leaves_takes_its_connection_along(half: bool) -> No
     async with served() as server:
         stream = await server.connect()
         await stream.send_all(b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert await stream.receive_some()
+        with trio.move_on_after(0.3):
+            while await stream.receive_some():
+                pass
+        assert len(server.config.connections) == 1, "it was not kept: this test tests nothing"
         await (stream.send_eof() if half else stream.aclose())
         await server.is_clean(1)
         await stream.aclose()
+
+
+async def test_the_socket_of_a_client_that_leaves_does_not_wait_for_the_app() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(2)
+
+    async with served(bare(app)) as server, await server.connect() as stream:
+        await stream.send_all(GOOD)
+        await stream.send_eof()
+        with trio.fail_after(1):
+            assert await stream.receive_some() == b""
+        assert len(server.config.connections) == 1, "its place is taken while its app runs"
+
+
+async def test_a_connection_that_is_closed_is_so_at_once_for_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypercorn_fixes, "LINGER_SECONDS", 60)
+    async with served() as server:
+        with trio.fail_after(3):
+            await server.is_well()
+        await server.is_clean(1)
+
+
+async def test_a_client_that_does_not_close_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypercorn_fixes, "LINGER_SECONDS", SHORT)
+    async with served() as server, await server.connect() as stream:
+        assert (await talk(stream, GOOD)).endswith(b"good")
+        assert len(server.config.connections) == 1, "it is not given a moment"
+        await server.is_clean(3)
+
+
+def left() -> tuple[int, int]:
+    """Descriptors and tasks."""
+    return len(os.listdir("/proc/self/fd")), trio.lowlevel.current_statistics().tasks_living
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux only")
+async def test_nothing_is_left_open() -> None:
+    async with served() as server:
+        await server.is_well()
+        await server.is_clean()
+        before = left()
+        for parts, _ in ANSWERED.values():
+            await server.talk(*parts)
+        await server.is_clean()
+        assert left() == before
 
 
 async def test_a_tls_handshake_that_never_ends_is_given_up(
@@ -568,17 +634,18 @@ async def test_an_app_that_never_receives_is_ended_when_its_client_has_gone(
 
 
 async def test_what_comes_for_an_app_that_has_returned_is_dropped(log: pytest.LogCaptureFixture) -> None:
-    left: list[Any] = []
+    later: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        left.append(receive)
+        later.append(receive)
+        await trio.sleep(0.3)  # its queue fills up
         await answer_good(send)
 
     async with served(bare(app)) as server:
         body = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000)
         assert (await server.talk(body)).endswith(b"good")
         await server.is_clean()
-        assert (await left[0]())["type"] in ("http.request", "http.disconnect")
+        assert (await later[0]())["type"] == "http.disconnect"
     assert complaints(log) == []
 
 
