@@ -58,8 +58,6 @@ MAX_REFUSALS: Final = 32
 REFUSAL: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, for no time: what waits for the peer is thrown away with the connection."""
-_CAN_START: Final = {h11.IDLE, h11.SEND_RESPONSE}
-_CAN_GO_ON: Final = {*_CAN_START, h11.SEND_BODY}
 
 
 class ServeConfig(Config):
@@ -286,13 +284,6 @@ class Http1(H11Protocol):
             raise h11.RemoteProtocolError("no path")
         # Quart answers a name that cannot be one with 500 and a traceback.
         dict(event.headers).get(b"host", b"").decode("latin1").encode("idna")
-
-    async def _send_h11_event(self, event: Any) -> None:
-        """Hypercorn raises if the connection is past the event: the client made a mistake, or left, while the app went on."""
-        connection = getattr(self.connection, "h11_connection", self.connection)
-        starts = isinstance(event, h11.Response | h11.InformationalResponse)
-        if connection.our_state in (_CAN_START if starts else _CAN_GO_ON):
-            await super()._send_h11_event(event)
 
     async def _maybe_recycle(self) -> None:
         """Hypercorn tells the app of the end before it is through; an app that then cancels its send keeps it from closing."""

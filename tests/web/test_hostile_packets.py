@@ -351,7 +351,7 @@ async def test_thousands_of_empty_frames_do_not_hold_up_the_others(log: pytest.L
                 while True:
                     await trio.lowlevel.checkpoint()
                     ticks += 1
-            assert ticks > 300, "the event loop stood still"
+            assert ticks > 50, "the event loop stood still"
             await server.is_well()
             nursery.cancel_scope.cancel()
     assert complaints(log) == []
