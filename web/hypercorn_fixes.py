@@ -19,6 +19,8 @@ import trio
 from hypercorn.config import Config, Sockets
 from hypercorn.protocol import h2, h11, ws_stream
 
+from callboard.web.server_options import ServerOptions
+
 __all__ = ["SILENT_SECONDS", "ServeConfig", "fix"]
 
 SILENT_SECONDS: Final = 45.0
@@ -36,6 +38,25 @@ class ServeConfig(Config):
     """Hypercorn's settings and ours."""
 
     silent_seconds: float = SILENT_SECONDS
+
+    @classmethod
+    def of(cls, options: ServerOptions) -> "ServeConfig":
+        """Hypercorn's settings from ours."""
+        config = cls()
+        config.bind = list(options.bind)
+        config.certfile = options.certfile
+        config.keyfile = options.keyfile
+        config.graceful_timeout = 1.0
+        config.keep_alive_timeout = options.keep_alive_seconds
+        config.websocket_ping_interval = options.ping_seconds
+        config.websocket_max_message_size = options.max_message_bytes
+        config.silent_seconds = options.silent_seconds
+        config.alpn_protocols = ["http/1.1"]
+        config.loglevel = "WARNING"
+        return config
+
+    def abort_connections(self) -> None:
+        """Cut off every connection that is still open."""
 
     def create_sockets(self) -> Sockets:
         """Listening sockets whose connections do not outlive their peers for long."""

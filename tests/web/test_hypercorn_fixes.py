@@ -20,7 +20,8 @@ from trio_websocket import ConnectionClosed
 
 from callboard.web import Callboard, hypercorn_fixes
 from callboard.web.hypercorn_fixes import SILENT_SECONDS, UNACKNOWLEDGED_SECONDS, ServeConfig, WatchedStream, fix
-from callboard.web.serve import PING_SECONDS, _hypercorn_config, serve
+from callboard.web.serve import serve
+from callboard.web.server_options import ServerOptions
 from callboard.web.sse import KEEP_WARM_SECONDS
 
 PING, SILENT = 0.1, 0.6
@@ -44,9 +45,8 @@ async def launched(store_url: str) -> AsyncIterator[Site]:
 
     send_signal, signals = trio.open_memory_channel[int](1)
     async with trio.open_nursery() as nursery:
-        start = partial(
-            serve, app, board, bind="127.0.0.1:0", signals=signals, ping_seconds=PING, silent_seconds=SILENT
-        )
+        options = ServerOptions(bind=("127.0.0.1:0",), ping_seconds=PING, silent_seconds=SILENT)
+        start = partial(serve, app, board, options=options, signals=signals)
         (url,) = await nursery.start(start)
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
             yield Site(board, app, gates, url, http)
@@ -180,8 +180,8 @@ async def test_pings_of_the_peer_lose_no_frame(store_url: str) -> None:
 
 
 def test_the_contracts_intervals() -> None:
-    assert PING_SECONDS == 20
-    assert 2 * PING_SECONDS < SILENT_SECONDS < 60
+    assert ServerOptions().ping_seconds == 20
+    assert 2 * ServerOptions().ping_seconds < SILENT_SECONDS < 60
     assert KEEP_WARM_SECONDS + UNACKNOWLEDGED_SECONDS < 60
 
 
@@ -221,4 +221,4 @@ def test_hypercorn_is_as_the_fixes_know_it() -> None:
 
 def test_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
     """Else one is closed under the request that a proxy has just sent on it. nginx and others give theirs up after 60 s."""
-    assert _hypercorn_config("127.0.0.1:0", PING_SECONDS, SILENT_SECONDS).keep_alive_timeout > 60
+    assert ServeConfig.of(ServerOptions()).keep_alive_timeout > 60
