@@ -137,7 +137,7 @@ def serve(
     except ConfigError as error:
         raise _bad_target(str(error)) from error
     code = server.run(app, options, store=store, surroundings=surroundings)
-    if code:
+    if code and surroundings.parent_fd is None:
         click.echo(f"callboard: the server for {', '.join(options.bind)} ended with code {code}", err=True)
     _end(code)
 
@@ -147,8 +147,9 @@ def _options(bind: tuple[str, ...], settings: dict[str, Any]) -> ServerOptions:
     from callboard.runtime.core.errors import ConfigError
 
     settings["root_path"] = settings["root_path"].rstrip("/")
+    inherited = inherited_binds(os.environ)
     try:
-        return ServerOptions(bind=bind or inherited_binds(os.environ) or _DEFAULTS.bind, **settings)
+        return ServerOptions(bind=bind or inherited or _DEFAULTS.bind, **settings)
     except ConfigError as error:
         field, _, complaint = str(error).partition(": ")
         raise click.BadParameter(complaint, param_hint=f"--{field.replace('_', '-')}") from error
