@@ -85,7 +85,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "silent_seconds": (0.01, _DAY),
     "max_connections": (1, 1_000_000),
     "max_header_bytes": (256, MIB),
-    "max_message_bytes": (1, 1024 * MIB),
+    "max_message_bytes": (1, 2**40),
 }
 
 
