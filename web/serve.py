@@ -147,12 +147,15 @@ class _Server:
             app = _outermost(self._app, self._options)
             start = partial(hypercorn_serve, app, config, shutdown_trigger=ending.stop.wait)
             async with trio.open_nursery() as nursery:
+                # From the first: a start may take long, or not end at all.
+                nursery.start_soon(self._obey, signals, ending)
                 await nursery.start(_until_served, start, ending, nursery.cancel_scope)
                 await self._board.wait_started()
-                self._tell_started(urls)
+                self.has_started = True
+                if not ending.has_begun:
+                    self._tell_started(urls)
                 task_status.started(urls)
                 nursery.start_soon(ending.run)
-                nursery.start_soon(self._obey, signals, ending)
                 nursery.start_soon(self._notifier.beat)
                 if self._surroundings.parent_fd is not None:
                     nursery.start_soon(_stay_with_parent, self._surroundings.parent_fd, ending)
@@ -188,7 +191,6 @@ class _Server:
                 )
 
     def _tell_started(self, urls: Sequence[str]) -> None:
-        self.has_started = True
         for url in urls:
             print(f"callboard: serving on {url}", flush=True)
         self._notifier.ready(f"serving on {', '.join(urls)}")

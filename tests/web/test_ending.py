@@ -42,10 +42,14 @@ async def slow():
     await trio.sleep(float(request.args["seconds"]))
     return "answered"
 
-@app.get("/shielded")
-async def shielded():
-    with trio.CancelScope(shield=True):
-        await trio.sleep_forever()
+@app.get("/flood")
+async def flood():
+    async def endless():
+        while True:
+            yield b"x" * 65536
+    response = await app.make_response(endless())
+    response.timeout = None
+    return response
 
 @app.post("/tear")
 async def tear():
@@ -83,6 +87,9 @@ async def thread():
 
 @app.before_serving
 async def fail_at_start():
+    if "SLOW" in os.environ:
+        open("starting", "w").close()
+        await trio.sleep(float(os.environ["SLOW"]))
     if "FAILS" in os.environ:
         raise RuntimeError("no coffee")
 """
@@ -165,6 +172,27 @@ def test_a_hangup_alone_ends_in_order(started: ServerProcess) -> None:
     assert "SIGHUP: draining" in started.output()
 
 
+@pytest.mark.parametrize(("slow", "signals", "code"), [("2", 1, 0), ("50", 1, 0), ("50", 2, 143)])
+def test_signals_while_it_starts(folder: Path, slow: str, signals: int, code: int) -> None:
+    """It ends as soon as it has started, or when the drain time is over; a second one stops it at once."""
+    command = [sys.executable, "-m", "callboard.web.cli", "serve", "shop:app", "--bind", "127.0.0.1:0"]
+    environment = {**os.environ, "SLOW": slow, "DRAIN": "4" if signals == 1 else "40"}
+    with (folder / "out").open("w") as out:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out)
+    try:
+        wait_until((folder / "starting").exists, "it does not start")
+        for _ in range(signals):
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == code
+    finally:
+        process.kill()
+        process.wait()
+    told = (folder / "out").read_text()
+    assert "serving on" not in told and "Traceback" not in told
+    assert ("did not stop in time" in told) is (slow == "50" and signals == 1)
+
+
 # Every kind of connection
 
 
@@ -240,10 +268,10 @@ async def test_the_drain_of_every_kind_of_connection(started: ServerProcess) -> 
 
 
 @pytest.mark.xfail(reason="until ServeConfig.abort_connections does something", strict=False)
-def test_a_client_that_pins_a_request_is_cut_off_and_the_watchdog_sleeps(started: ServerProcess) -> None:
+def test_a_client_that_never_reads_is_cut_off_and_the_watchdog_sleeps(started: ServerProcess) -> None:
     host, port = started.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as pinned:
-        pinned.sendall(b"GET /shielded HTTP/1.1\r\nHost: x\r\n\r\n")
+        pinned.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(0.5)
         began = time.monotonic()
         assert started.stop() == 0
