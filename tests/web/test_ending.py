@@ -33,6 +33,11 @@ board = Callboard(app, config=Config(drain_seconds=float(os.environ.get("DRAIN",
 async def hold(job) -> None:
     await trio.sleep_forever()
 
+@board.post("/stuck", name="Stuck")
+async def stuck(job) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
 @board.post("/quick", name="Quick")
 async def quick(job) -> str:
     return "done"
@@ -62,7 +67,10 @@ async def tear():
 ends = trio.Event()
 hypercorn_serve = serve.hypercorn_serve
 
-async def unsteady_serve(app, config, **options):
+async def unsteady_serve(app, config, *, shutdown_trigger, **options):
+    if os.environ["UNSTEADY"] == "returns":
+        await hypercorn_serve(app, config, shutdown_trigger=ends.wait, **options)
+        return
     async with trio.open_nursery() as nursery:
         async def fail():
             await ends.wait()
@@ -70,7 +78,7 @@ async def unsteady_serve(app, config, **options):
                 raise OSError("Hypercorn's bug")
             nursery.cancel_scope.cancel()
         nursery.start_soon(fail)
-        await hypercorn_serve(app, config, **options)
+        await hypercorn_serve(app, config, shutdown_trigger=shutdown_trigger, **options)
 
 if "UNSTEADY" in os.environ:
     serve.hypercorn_serve = unsteady_serve
@@ -117,9 +125,9 @@ def wait_until(check: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def hold(server: ServerProcess) -> str:
+def hold(server: ServerProcess, route: str = "/hold") -> str:
     """A job that runs until it is canceled; its path."""
-    path: str = httpx.post(f"{server.url}/hold").json()["links"]["self"]
+    path: str = httpx.post(f"{server.url}{route}").json()["links"]["self"]
     wait_until(lambda: httpx.get(server.url + path).json()["status"] == "InProgress", "the job did not start")
     return path
 
@@ -282,7 +290,7 @@ def test_a_client_that_never_reads_is_cut_off_and_the_watchdog_sleeps(started: S
 # What else may end it
 
 
-@pytest.mark.parametrize("how", ["raises", "returns"])
+@pytest.mark.parametrize("how", ["raises", "cancels", "returns"])
 def test_if_hypercorns_server_dies_the_exit_code_is_1(serve: Serve, folder: Path, how: str) -> None:
     server = serve("shop:app", "--store", "sqlite:///jobs.db", UNSTEADY=how)
     job = hold(server)
@@ -293,6 +301,7 @@ def test_if_hypercorns_server_dies_the_exit_code_is_1(serve: Serve, folder: Path
     assert server.process.wait(20) == 1
     assert "has died" in server.output()
     assert ("Hypercorn's bug" in server.output()) is (how == "raises")
+    assert ("has ended by itself" in server.output()) is (how == "returns")
     again = serve("shop:app", "--store", "sqlite:///jobs.db")
     assert httpx.get(again.url + job).json()["retryCount"] == 0, "the job was not handed back in order"
 
@@ -302,6 +311,14 @@ def test_if_a_background_task_of_the_app_tears_its_lifespan_down_the_exit_code_i
     httpx.post(f"{started.url}/tear")
     assert started.process.wait(20) == 1
     assert "the app's own bug" in started.output() and "the runtime has died" in started.output()
+
+
+def test_what_does_not_stop_does_not_keep_a_torn_server(serve: Serve, folder: Path) -> None:
+    server = serve("shop:app", "--store", "sqlite:///jobs.db", DRAIN="1")
+    hold(server, "/stuck")
+    httpx.post(f"{server.url}/tear")
+    assert server.process.wait(20) == 1
+    assert "did not stop in time" in server.output()
 
 
 def test_a_thread_of_the_apps_own_does_not_keep_the_process(started: ServerProcess) -> None:
