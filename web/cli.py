@@ -63,7 +63,7 @@ def main() -> None:
     "--access-log/--no-access-log",
     default=_DEFAULTS.access_log,
     show_default=True,
-    help="One line for each request, on standard error.",
+    help="One line of JSON for each request, on standard output.",
 )
 @click.option("--log-level", default=_DEFAULTS.log_level, show_default=True, type=click.Choice(LOG_LEVELS))
 @click.option(

@@ -24,10 +24,12 @@ from quart_trio import QuartTrio
 
 from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
+from callboard.web.access_log import AccessLog, probes
 from callboard.web.binds import Listening, listening
 from callboard.web.board import Callboard
 from callboard.web.ending import GRACEFUL_SECONDS, Ending
 from callboard.web.hypercorn_fixes import ServeConfig, fix
+from callboard.web.logs import configure_logging
 from callboard.web.multistream import MESSAGE_MARGIN
 from callboard.web.rootpath import RootPath
 from callboard.web.server_options import ServerOptions
@@ -72,8 +74,7 @@ def run(
     board = board_of(app)
     if store is not None:
         board.use_store(store)
-    level = logging.getLevelNamesMapping()[options.log_level.upper()]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(logging.getLevelNamesMapping()[options.log_level.upper()], access=options.access_log)
     allow_descriptors(options.max_connections + OTHER_DESCRIPTORS)
     return trio.run(_run, app, board, options, surroundings or Surroundings.of(os.environ))
 
@@ -144,7 +145,7 @@ class _Server:
             ending = Ending(
                 self._board, self._watchdog, self._notifier, self._options.lead_seconds, config.abort_connections
             )
-            app = _outermost(self._app, self._options)
+            app = _outermost(self._app, self._board, self._options)
             start = partial(hypercorn_serve, app, config, shutdown_trigger=ending.stop.wait)
             async with trio.open_nursery() as nursery:
                 # From the first: a start may take long, or not end at all.
@@ -225,8 +226,10 @@ def _certificate(options: ServerOptions, password: str) -> Certificate | None:
     return Certificate(options.certfile, options.keyfile, ca_certs=options.ca_certs, password=password)
 
 
-def _outermost(app: Any, options: ServerOptions) -> Any:
-    """The app in what is the launcher's own, the innermost first."""
+def _outermost(app: Any, board: Callboard, options: ServerOptions) -> Any:
+    """The app in what is the launcher's own, the innermost first. Paths are logged as clients see them."""
+    if options.access_log:
+        app = AccessLog(app, probes(board.prefix))
     if options.root_path:
         app = RootPath(app, options.root_path)
     return app

@@ -32,9 +32,9 @@ class ServerOptions:
     ca_certs: str | None = None
     """Clients must show a certificate that one of these has signed."""
     access_log: bool = True
-    """One line for each request, on the logger ``callboard.access`` at INFO."""
+    """One line of JSON for each request on standard output, by the logger ``callboard.access``, whatever ``log_level`` is."""
     log_level: str = "info"
-    """What is told on standard error: this and what is graver."""
+    """Of all other logs, on standard error: this and what is graver."""
     lead_seconds: float = 0.0
     """How long after a signal everything goes on while readiness is red, so that load balancers look elsewhere first."""
     keep_alive_seconds: float = 75.0

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from quart_trio import QuartTrio
+from tests.conftest import Serve
 
 from callboard.runtime import Config
 from callboard.runtime.core.errors import ConfigError
@@ -169,3 +171,17 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may(
     assert ended.stdout.split() == [str(got), str(hard)]
     assert (f"allows {got} open files" in ended.stderr) is warns
     assert len(ended.stderr.splitlines()) == warns
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_access_log_is_written_or_not(serve: Serve, tmp_path: Path, wanted: bool) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from quart_trio import QuartTrio\nfrom callboard.web import Callboard\napp = QuartTrio('shop')\nCallboard(app)\n"
+    )
+    server = serve("shop:app", "--store", "memory://", "--root-path", "/shop", *([] if wanted else ["--no-access-log"]))
+    assert httpx.get(f"{server.url}/shop/jobs").status_code == 200
+    assert httpx.get(f"{server.url}/shop/jobs/health/ready").status_code == 200
+    assert server.stop() == 0
+    assert ('"path":"/shop/jobs"' in server.output()) is wanted
+    assert "health" not in server.output(), "probes that go well are told"
