@@ -28,6 +28,7 @@ from callboard.web.access_log import AccessLog, probes
 from callboard.web.binds import Listening, listening
 from callboard.web.board import Callboard
 from callboard.web.ending import GRACEFUL_SECONDS, Ending
+from callboard.web.header_limit import HeaderLimit
 from callboard.web.hypercorn_fixes import ServeConfig, fix
 from callboard.web.logs import configure_logging
 from callboard.web.multistream import MESSAGE_MARGIN
@@ -228,6 +229,7 @@ def _certificate(options: ServerOptions, password: str) -> Certificate | None:
 
 def _outermost(app: Any, board: Callboard, options: ServerOptions) -> Any:
     """The app in what is the launcher's own, the innermost first. Paths are logged as clients see them."""
+    app = HeaderLimit(app, max_bytes=options.max_header_bytes)
     if options.access_log:
         app = AccessLog(app, probes(board.prefix))
     if options.root_path:

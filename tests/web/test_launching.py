@@ -182,6 +182,8 @@ def test_the_access_log_is_written_or_not(serve: Serve, tmp_path: Path, wanted: 
     server = serve("shop:app", "--store", "memory://", "--root-path", "/shop", *([] if wanted else ["--no-access-log"]))
     assert httpx.get(f"{server.url}/shop/jobs").status_code == 200
     assert httpx.get(f"{server.url}/shop/jobs/health/ready").status_code == 200
+    assert httpx.get(f"{server.url}/shop/jobs", headers={"X-Long": "x" * 33_000}).status_code == 431
     assert server.stop() == 0
+    assert ('"status":431' in server.output()) is wanted
     assert ('"path":"/shop/jobs"' in server.output()) is wanted
     assert "health" not in server.output(), "probes that go well are told"
