@@ -1,4 +1,4 @@
-"""From a URL to a store. Does no I/O."""
+"""From a URL to a store, and what can be said of either. Does no I/O."""
 
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -9,7 +9,7 @@ from callboard.stores.memory import MemoryStore
 from callboard.stores.sqlite import SqliteStore
 from callboard.stores.sqlite_engine import Synchronous
 
-__all__ = ["open_store"]
+__all__ = ["is_private", "open_store"]
 
 _SYNCHRONOUS: Final[dict[str, Synchronous]] = {"full": "FULL", "normal": "NORMAL"}
 
@@ -36,6 +36,11 @@ def open_store(url: str) -> Store:
     if parts.scheme in ("redis", "rediss"):
         raise ConfigError(f"{parts.scheme}:// is not available yet: {_ACCEPTED}")
     raise ConfigError(f"no store has a URL like that: {_ACCEPTED}")
+
+
+def is_private(store: str | Store) -> bool:
+    """Whether no other process sees what is in that store, or in the one of that URL. Raises ConfigError for a URL of none."""
+    return isinstance(open_store(store) if isinstance(store, str) else store, MemoryStore)
 
 
 def _synchronous(query: str) -> Synchronous:

@@ -14,7 +14,7 @@ import pytest
 __all__ = ["Serve", "ServerProcess"]
 
 START_SECONDS = 30
-_URL = re.compile(r"http://127\.0\.0\.1:\d+")
+_URL = re.compile(r"serving on (https?://\S+|unix:\S+)")
 
 
 class ServerProcess:
@@ -47,7 +47,7 @@ class ServerProcess:
         while time.monotonic() < deadline and self.process.poll() is None:
             found = _URL.search(self.output())
             if found:
-                return found[0]
+                return found[1]
             time.sleep(0.02)
         self.process.kill()
         raise AssertionError(f"the server did not start, exit code {self.process.wait()}:\n{self.output()}")
@@ -63,7 +63,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
     def start(target: str, *options: str, **environment: str) -> ServerProcess:
         output = tmp_path / f"server-{len(started)}.log"
-        arguments = [target, "--bind", "127.0.0.1:0", *options]
+        binds = () if "--bind" in options else ("--bind", "127.0.0.1:0")
+        arguments = [target, *binds, *options]
         started.append(ServerProcess(arguments, output, tmp_path, environment))
         return started[-1]
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TypeVar, Unpack
 
 import trio
 from hypercorn.utils import LifespanFailureError
+from msgspec.structs import replace
 from opentelemetry.trace import TracerProvider
 from quart_trio import QuartTrio
 
@@ -23,7 +24,7 @@ from callboard.runtime import Config, Handlers, Runtime, ShuttingDown, open_runt
 from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
 from callboard.runtime.handlers import make_handler
-from callboard.stores.opening import open_store
+from callboard.stores.opening import is_private, open_store
 from callboard.web.access import Access, Authorize, Identify
 from callboard.web.checks import check_mapping, check_route, checked_origins, checked_responses, require_hook
 from callboard.web.compat import pass_departures
@@ -58,6 +59,7 @@ class _Life:
         self.fatal = trio.Event()
         self.closing = trio.Event()
         self.finished = trio.Event()
+        self.is_leaving = False
 
 
 class Callboard:
@@ -138,6 +140,10 @@ class Callboard:
     def use_store(self, store: str | Store) -> None:
         """Take this store from the next start on."""
         self._store = store
+
+    def limit_drain(self, seconds: float) -> None:
+        """Drain no longer than that, from the next start on."""
+        self.config = replace(self.config, drain_seconds=min(seconds, self.config.drain_seconds))
 
     # Registering
 
@@ -249,6 +255,21 @@ class Callboard:
         """Whether the runtime ended by a bug of its own."""
         return self._life is not None and self._life.fatal.is_set()
 
+    def announce_end(self) -> None:
+        """Say that the drain is near: readiness is red from now on, and everything else goes on."""
+        if self._life is not None:
+            self._life.is_leaving = True
+
+    def check_staying(self) -> None:
+        """Raises ShuttingDown when the end was announced."""
+        if self._life is not None and self._life.is_leaving:
+            raise ShuttingDown("the server is about to shut down")
+
+    def require_shared_store(self) -> None:
+        """Raises ConfigError for a store that other processes cannot see."""
+        if is_private(self._chosen_store()):
+            raise ConfigError("several workers need a store that they share, and memory is each one's own: use SQLite")
+
     @property
     def refused(self) -> CallboardError | None:
         """What kept the runtime from starting, under a launcher."""
@@ -323,6 +344,8 @@ class Callboard:
                 await life.closing.wait()
         except BaseException as error:
             if _is_cancellation(error):
+                # The app's nursery ended, because a task there has raised. Hypercorn would go on without lifespan and runtime.
+                life.fatal.set()
                 raise
             if life.runtime is None:
                 if not self.has_launcher or not isinstance(error, CallboardError):
@@ -338,10 +361,13 @@ class Callboard:
         if life.fatal.is_set() and not self.has_launcher and not life.closing.is_set():
             raise LifespanFailureError("callboard", "the runtime has died")
 
+    def _chosen_store(self) -> str | Store:
+        if self._store is None:
+            return os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
+        return self._store
+
     def _opened(self) -> Store:
-        store = self._store
-        if store is None:
-            store = os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
+        store = self._chosen_store()
         return open_store(store) if isinstance(store, str) else store
 
     def _allow_time_to_drain(self, app: QuartTrio) -> None:

@@ -2,21 +2,30 @@
 
 What is heavy (trio, Quart, Hypercorn) is imported inside the commands, so that ``--help`` and ``--version`` answer at once.
 
-Exit codes: 0 after an orderly end, 1 if the server failed, 2 for a command line that cannot be meant.
+Exit codes: 0 after an orderly end, 1 if the server failed, 2 for a command line that cannot be meant, 128 and its number after a second
+signal.
 """
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import click
+from click.core import ParameterSource
 
 import callboard
+from callboard.web.binds import inherited_binds
+from callboard.web.server_options import LOG_LEVELS, ServerOptions
 
 __all__ = ["load_app", "main"]
+
+THREADS_SECONDS: Final = 5.0
+"""What non-daemon threads and exit functions of the app get after the server's orderly end."""
+_DEFAULTS: Final = ServerOptions()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,31 +36,155 @@ def main() -> None:
 
 @main.command()
 @click.argument("target", metavar="MODULE:APP")
-@click.option("--bind", default="127.0.0.1:8000", show_default=True, metavar="HOST:PORT", help="Port 0: any free one.")
+@click.option(
+    "--bind",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Where to listen; may be given several times: host:port (port 0: any free one), [::1]:port, unix:path, or fd://number"
+    " for an inherited socket. Without it what systemd hands over, else 127.0.0.1:8000.",
+)
 @click.option(
     "--store", metavar="URL", help="Where the jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db."
 )
 @click.option("--root-path", default="", metavar="PATH", help="Where a proxy shows the app, such as /shop.")
-def serve(target: str, bind: str, store: str | None, root_path: str) -> None:
-    """Serve a Quart-Trio app with its jobs; SIGTERM and SIGINT let it drain.
+@click.option("--workers", default=1, show_default=True, metavar="N", help="Processes that share the sockets.")
+@click.option("--reload", is_flag=True, help="For development: start anew whenever a file of the app changes.")
+@click.option(
+    "--lead-seconds",
+    default=_DEFAULTS.lead_seconds,
+    show_default=True,
+    metavar="SECONDS",
+    help="After a signal, how long readiness is red and all else goes on before the drain: so that load balancers look elsewhere first.",
+)
+@click.option("--certfile", metavar="FILE", help="TLS certificate with its chain, PEM. SIGHUP rereads it and its key.")
+@click.option("--keyfile", metavar="FILE", help="Its key; a password goes into CALLBOARD_KEYFILE_PASSWORD.")
+@click.option("--ca-certs", metavar="FILE", help="Clients must show a certificate that one of these has signed.")
+@click.option(
+    "--access-log/--no-access-log",
+    default=_DEFAULTS.access_log,
+    show_default=True,
+    help="One line of JSON for each request, on standard output.",
+)
+@click.option("--log-level", default=_DEFAULTS.log_level, show_default=True, type=click.Choice(LOG_LEVELS))
+@click.option(
+    "--max-connections",
+    default=_DEFAULTS.max_connections,
+    show_default=True,
+    metavar="N",
+    help="Connections of this process at a time; more are answered 503.",
+)
+@click.option(
+    "--max-header-bytes",
+    default=_DEFAULTS.max_header_bytes,
+    show_default=True,
+    metavar="BYTES",
+    help="Request line and headers together; more is answered 431.",
+)
+@click.option(
+    "--max-message-bytes",
+    default=_DEFAULTS.max_message_bytes,
+    show_default=True,
+    metavar="BYTES",
+    help="One websocket message; more is closed with 1009. Never less than a bulk request may have.",
+)
+@click.option(
+    "--keep-alive-seconds",
+    default=_DEFAULTS.keep_alive_seconds,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a connection stays open with no request on it: longer than a proxy in front keeps it.",
+)
+@click.pass_context
+def serve(
+    context: click.Context,
+    /,
+    target: str,
+    bind: tuple[str, ...],
+    store: str | None,
+    workers: int,
+    reload: bool,
+    **settings: Any,
+) -> None:
+    """Serve a Quart-Trio app with its jobs.
 
     MODULE:APP is a module as seen from here, or a file, and the app's name in it: shop.main:app, examples/todo_api.py:app.
+
+    SIGTERM and SIGINT let it drain: running jobs get the board's drain_seconds, and the process ends with 0. A second one stops it at
+    once. SIGHUP rereads the certificate; without one it drains too. The exit code is 1 if the server cannot start or has died, 2 for a
+    command line that cannot be meant, 128 and the signal's number after a second signal.
     """
-    check_bind(bind)
-    root_path = checked_root_path(root_path)
+    options = _options(bind, settings)
     if store is not None:
         check_store(store)
-    app = load_app(target)
+    if workers < 1:
+        raise click.BadParameter(f"{workers} is less than 1", param_hint="--workers")
+    if workers > 1 and reload:
+        raise click.BadParameter("it is for one worker", param_hint="--reload")
+    if workers > 1 and store is not None and store.startswith("memory:"):
+        text = "several workers need a store that they share, and memory is each one's own: use SQLite"
+        raise click.BadParameter(text, param_hint="--store")
+    if workers > 1 or reload:
+        sys.exit(_run_workers(_arguments_for_workers(context), options, workers, reload))
     from callboard.runtime.core.errors import ConfigError
     from callboard.web import serve as server
+    from callboard.web.surroundings import Surroundings
 
+    # Before the app is imported: no process that it starts may take itself for this one.
+    surroundings = Surroundings.of(os.environ)
+    app = load_app(target)
     try:
         server.board_of(app)
     except ConfigError as error:
         raise _bad_target(str(error)) from error
-    code = server.run(app, bind=bind, store=store, root_path=root_path)
-    if code:
-        click.echo(f"callboard: the server for {bind} ended with code {code}", err=True)
+    code = server.run(app, options, store=store, surroundings=surroundings)
+    if code and surroundings.parent_fd is None:
+        click.echo(f"callboard: the server for {', '.join(options.bind)} ended with code {code}", err=True)
+    _end(code)
+
+
+def _options(bind: tuple[str, ...], settings: dict[str, Any]) -> ServerOptions:
+    """Raises BadParameter for what cannot be meant."""
+    from callboard.runtime.core.errors import ConfigError
+
+    settings["root_path"] = settings["root_path"].rstrip("/")
+    inherited = inherited_binds(os.environ)
+    try:
+        return ServerOptions(bind=bind or inherited or _DEFAULTS.bind, **settings)
+    except ConfigError as error:
+        field, _, complaint = str(error).partition(": ")
+        raise click.BadParameter(complaint, param_hint=f"--{field.replace('_', '-')}") from error
+
+
+def _arguments_for_workers(context: click.Context) -> list[str]:
+    """What was on the command line, without what is the parent's own."""
+    arguments = [context.params["target"]]
+    for option in context.command.params:
+        name = option.name or ""
+        if name in ("target", "bind", "workers", "reload"):
+            continue
+        if context.get_parameter_source(name) != ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            arguments.append((option.opts if value else option.secondary_opts)[0])
+        else:
+            arguments += [option.opts[0], str(value)]
+    return arguments
+
+
+def _run_workers(arguments: list[str], options: ServerOptions, workers: int, reload: bool) -> int:
+    from callboard.web.workers import run_workers  # type: ignore[import-not-found]
+
+    scheme = "http" if options.certfile is None else "https"
+    code: int = run_workers(arguments, options.bind, workers, reload, scheme=scheme)
+    return code
+
+
+def _end(code: int) -> NoReturn:
+    """Leave; a thread of the app's own that does not end has a while, and then the process ends without it."""
+    from callboard.web.watchdog import Watchdog
+
+    Watchdog().arm(THREADS_SECONDS, code)
     sys.exit(code)
 
 
@@ -68,21 +201,6 @@ def demo(once: bool, store: str | None, package: str | None) -> None:
     from callboard.web import demo as show
 
     sys.exit(show.run(once=once, store=store, package=package))
-
-
-def check_bind(bind: str) -> None:
-    """Raises BadParameter unless ``bind`` is ``host:port``."""
-    host, colon, port = bind.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
-        raise click.BadParameter(f"{bind!r} is no host:port; an example is 127.0.0.1:8000", param_hint="--bind")
-
-
-def checked_root_path(path: str) -> str:
-    """``path`` without a slash at its end. Raises BadParameter unless it is empty or a path."""
-    trimmed = path.rstrip("/")
-    if trimmed and (trimmed[0] != "/" or "//" in trimmed or any(sign in "?#%\\" or sign <= " " for sign in trimmed)):
-        raise click.BadParameter(f"{path!r} is no path; an example is /shop", param_hint="--root-path")
-    return trimmed
 
 
 def check_store(url: str) -> None:

@@ -81,8 +81,7 @@ class ServeConfig(Config):
         config = cls()
         config.bind = list(options.bind)
         config.certfile = options.certfile
-        # One file may hold both. Without a key Hypercorn would serve without TLS.
-        config.keyfile = options.keyfile or options.certfile
+        config.keyfile = options.keyfile
         config.ca_certs = options.ca_certs
         config.verify_mode = ssl.CERT_REQUIRED if options.ca_certs else None
         config.keep_alive_timeout = options.keep_alive_seconds

@@ -155,6 +155,7 @@ class JobRoutes:
 
     async def ready(self) -> Response:
         """Whether work can be sent here now."""
+        self._board.check_staying()
         await self._board.runtime.check()
         return json_answer(b'{"status":"ready"}')
 

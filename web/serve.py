@@ -1,47 +1,54 @@
-"""The launcher: an app on Hypercorn's trio worker, with an orderly end.
+"""The launcher: an app on Hypercorn's trio worker, in one process, with an orderly end.
 
-SIGTERM or SIGINT: the board drains while HTTP still answers (readiness 503, streams closed with 1001, waits answered), then
-Hypercorn shuts down, and the process exits with 0 within the drain time. A second signal stops at once. If the runtime died, the
-server stops and the exit code is 1. What will not stop (a thread, a client that pins a socket) does not keep the process: a
-watchdog thread ends it.
+SIGTERM and SIGINT, and SIGHUP where there is no certificate to reread: the server leaves in the steps of ``ending``, and the process
+exits with 0. A second SIGTERM or SIGINT stops at once, with 128 and its number. (A SIGHUP never counts as the second: who closes a
+terminal sends several, and session managers send one right after SIGTERM.) With TLS, SIGHUP rereads certificate and key.
+
+Exit codes: 0 after an orderly end; 1 if the server could not start, in one line that says why, or if the runtime or Hypercorn's
+server died.
 """
 
-import ipaddress
 import logging
 import os
+import resource
 import signal
-import sys
-import threading
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import trio
 from hypercorn.trio import serve as hypercorn_serve
-from hypercorn.utils import LifespanFailureError
+from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 from quart_trio import QuartTrio
 
 from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
+from callboard.web.access_log import AccessLog, probes
+from callboard.web.binds import Listening, listening
 from callboard.web.board import Callboard
-from callboard.web.hypercorn_fixes import SILENT_SECONDS, ServeConfig, fix
+from callboard.web.ending import GRACEFUL_SECONDS, Ending
+from callboard.web.header_limit import HeaderLimit
+from callboard.web.hypercorn_fixes import ServeConfig, fix
+from callboard.web.logs import configure_logging
+from callboard.web.multistream import MESSAGE_MARGIN
 from callboard.web.rootpath import RootPath
+from callboard.web.server_options import ServerOptions
+from callboard.web.surroundings import Surroundings
+from callboard.web.tls import Certificate
+from callboard.web.watchdog import Watchdog, end_process
 
 __all__ = ["board_of", "run", "serve"]
 
 logger: Final = logging.getLogger("callboard.serve")
 
-GRACEFUL_SECONDS: Final = 1.0
-"""What requests that still run get once the drain is over."""
-MARGIN_SECONDS: Final = 1.0
-"""How long after requests should have ended the watchdog ends the process."""
-LEAST_SECONDS: Final = 2.0
-"""A shorter drain time than this is for the jobs only: the server itself still gets so long to stop."""
-KEEP_ALIVE_SECONDS: Final = 75.0
-"""How long a connection stays open with no request on it: longer than proxies keep theirs, 60 s as a rule, so that none is closed
-under a request."""
-PING_SECONDS: Final = 20.0
-"""Interval of websocket pings. Source: the wire contract."""
+ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+OTHER_DESCRIPTORS: Final = 200
+"""Open files besides connections: the store's, the pipes of worker processes, logs, what handlers open."""
+
+_NO_SURROUNDINGS: Final = Surroundings()
+_REFUSALS: Final = (CallboardError, LifespanFailureError, LifespanTimeoutError, OSError)
+"""What keeps a server from starting and is told in one line."""
 
 
 def board_of(app: Any) -> Callboard:
@@ -52,157 +59,214 @@ def board_of(app: Any) -> Callboard:
     return board
 
 
-def run(app: QuartTrio, *, bind: str = "127.0.0.1:8000", store: str | Store | None = None, root_path: str = "") -> int:
-    """Serve ``app`` on ``bind`` (``host:port``; port 0 takes a free one) until a signal. Returns the process's exit code.
+def run(
+    app: QuartTrio,
+    options: ServerOptions | None = None,
+    *,
+    store: str | Store | None = None,
+    surroundings: Surroundings | None = None,
+) -> int:
+    """Serve ``app`` until a signal. Returns the process's exit code.
 
-    For the main thread; it starts trio itself. ``store`` replaces the board's own; ``root_path`` is where a proxy shows the app.
-    Raises ConfigError for an app without a board.
+    For the main thread; it starts trio itself. ``store`` replaces the board's own. ``surroundings`` are those of the environment, unless
+    it was read before. Raises ConfigError for an app without a board.
     """
+    options = options or ServerOptions()
     board = board_of(app)
     if store is not None:
         board.use_store(store)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return trio.run(_run, app, board, bind, root_path)
+    configure_logging(logging.getLevelNamesMapping()[options.log_level.upper()], access=options.access_log)
+    allow_descriptors(options.max_connections + OTHER_DESCRIPTORS)
+    return trio.run(_run, app, board, options, surroundings or Surroundings.of(os.environ))
 
 
-async def _run(app: QuartTrio, board: Callboard, bind: str, root_path: str) -> int:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        return await serve(app, board, bind=bind, signals=signals, root_path=root_path)
+async def _run(app: QuartTrio, board: Callboard, options: ServerOptions, surroundings: Surroundings) -> int:
+    with trio.open_signal_receiver(*ENDING_SIGNALS, signal.SIGHUP) as signals:
+        return await serve(app, board, options=options, signals=signals, surroundings=surroundings)
 
 
 async def serve(
     app: QuartTrio,
     board: Callboard,
     *,
-    bind: str,
+    options: ServerOptions,
     signals: AsyncIterator[int],
-    root_path: str = "",
-    ping_seconds: float = PING_SECONDS,
-    silent_seconds: float = SILENT_SECONDS,
+    surroundings: Surroundings = _NO_SURROUNDINGS,
     task_status: trio.TaskStatus[Sequence[str]] = trio.TASK_STATUS_IGNORED,
 ) -> int:
-    """Serve until ``signals`` yields or the runtime dies; ``task_status`` gets the bound URLs. Returns the exit code.
-
-    Websockets are pinged every ``ping_seconds``; a peer that says nothing for ``silent_seconds`` is dropped.
-    """
+    """Serve until ``signals`` yields or the runtime dies; ``task_status`` gets the bound URLs. Returns the exit code."""
     fix()
-    board.has_launcher = True
-    _warn_if_open(board, bind)
     watchdog = Watchdog()
-    failed = False
+    server = _Server(app, board, options, surroundings, watchdog)
+    board.has_launcher = True
+    has_failed = False
     try:
-        async with trio.open_nursery() as nursery:
-            stop = trio.Event()
-            seen = RootPath(app, root_path) if root_path else app
-            config = _hypercorn_config(bind, ping_seconds, silent_seconds)
-            start = partial(hypercorn_serve, seen, config, shutdown_trigger=stop.wait)
-            urls = await nursery.start(_until_served, start, nursery.cancel_scope)
-            await board.wait_started()
-            for url in urls:
-                print(f"callboard: serving on {url}", flush=True)
-            task_status.started(urls)
-            nursery.start_soon(_stop_on_signal, signals, board, stop, watchdog)
-            nursery.start_soon(_stop_on_death, board, stop, watchdog)
-    except* (CallboardError, LifespanFailureError, OSError) as group:
-        logger.error("callboard cannot serve: %s", board.refused or _first(group))
-        failed = True
+        await server.serve(signals, task_status)
+    except* _REFUSALS as group:
+        has_failed = True
+        if server.has_started:
+            logger.critical("the server has died", exc_info=group)
+        else:
+            logger.error("callboard cannot serve: %s", board.refused or _first(group))
+    except* Exception as group:
+        has_failed = True
+        logger.critical("the server has died", exc_info=group)
     finally:
         watchdog.disarm()
         board.has_launcher = False
-    return 1 if failed or board.has_died else 0
+    return 1 if has_failed or board.has_died else 0
 
 
-class Watchdog:
-    """A thread that ends the process at a deadline, whatever the event loop does."""
+class _Server:
+    """One app on its sockets, from start to end."""
 
-    def __init__(self) -> None:
-        self._stopped = threading.Event()
-        self._generation = 0
-        self._lock = threading.Lock()
+    def __init__(
+        self, app: QuartTrio, board: Callboard, options: ServerOptions, surroundings: Surroundings, watchdog: Watchdog
+    ) -> None:
+        self._app = app
+        self._board = board
+        self._options = options
+        self._surroundings = surroundings
+        self._notifier = surroundings.notifier
+        self._watchdog = watchdog
+        self._certificate: Certificate | None = None
+        self.has_started = False
 
-    def arm(self, seconds: float, exit_code: int) -> None:
-        """End the process with ``exit_code`` in ``seconds``; replaces an earlier deadline."""
-        with self._lock:
-            self._generation += 1
-            generation = self._generation
-        threading.Thread(
-            target=self._watch, args=(seconds, exit_code, generation), name="callboard watchdog", daemon=True
-        ).start()
+    async def serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[Sequence[str]]) -> None:
+        """Return after an orderly end, or when the runtime has died. Raises what else ended it."""
+        if self._surroundings.workers > 1:
+            self._board.require_shared_store()
+        if self._surroundings.drain_seconds is not None:
+            self._board.limit_drain(self._surroundings.drain_seconds)
+        self._certificate = _certificate(self._options, self._surroundings.key_password)
+        with listening(self._options.bind) as listeners:
+            self._warn_if_open(listeners)
+            urls = [self._url(one) for one in listeners]
+            config = self._config(listeners)
+            ending = Ending(
+                self._board, self._watchdog, self._notifier, self._options.lead_seconds, config.abort_connections
+            )
+            app = _outermost(self._app, self._board, self._options)
+            start = partial(hypercorn_serve, app, config, shutdown_trigger=ending.stop.wait)
+            async with trio.open_nursery() as nursery:
+                # From the first: a start may take long, or not end at all.
+                nursery.start_soon(self._obey, signals, ending)
+                await nursery.start(_until_served, start, ending, nursery.cancel_scope)
+                await self._board.wait_started()
+                self.has_started = True
+                if not ending.has_begun:
+                    self._tell_started(urls)
+                task_status.started(urls)
+                nursery.start_soon(ending.run)
+                nursery.start_soon(self._notifier.beat)
+                if self._surroundings.parent_fd is not None:
+                    nursery.start_soon(_stay_with_parent, self._surroundings.parent_fd, ending)
 
-    def disarm(self) -> None:
-        """The process ends by itself."""
-        self._stopped.set()
+    def _config(self, listeners: Sequence[Listening]) -> ServeConfig:
+        """Hypercorn's settings. It takes the sockets over, by their numbers."""
+        needed = self._board.config.max_bulk_body_bytes + MESSAGE_MARGIN
+        max_message_bytes = self._options.max_message_bytes
+        if max_message_bytes < needed and max_message_bytes != ServerOptions.max_message_bytes:
+            logger.warning("websocket messages may have %d bytes, which the many-job socket needs", needed)
+        numbers = tuple(f"fd://{one.socket.detach()}" for one in listeners)
+        config = ServeConfig.of(replace(self._options, bind=numbers, max_message_bytes=max(max_message_bytes, needed)))
+        config.graceful_timeout = GRACEFUL_SECONDS
+        if self._certificate is not None:
+            context = self._certificate.context
+            config.create_ssl_context = lambda: context  # type: ignore[method-assign]
+        return config
 
-    def _watch(self, seconds: float, exit_code: int, generation: int) -> None:
-        if self._stopped.wait(seconds):
+    def _url(self, one: Listening) -> str:
+        if one.address.startswith("unix:"):
+            return one.address
+        return f"{'http' if self._certificate is None else 'https'}://{one.address}"
+
+    def _warn_if_open(self, listeners: Sequence[Listening]) -> None:
+        if self._board.access.authorize is not None or self._options.ca_certs is not None:
             return
-        with self._lock:
-            if generation != self._generation:
-                return
-        logger.critical(
-            "something did not stop in time: the process ends now; what it held is handed on when its lease lapses"
-        )
-        _exit(exit_code)
+        for one in listeners:
+            if not one.is_local:
+                logger.warning(
+                    "ANYONE WHO CAN REACH %s MAY SUBMIT, READ AND CANCEL JOBS:"
+                    " give Callboard an authorize hook, or bind to 127.0.0.1",
+                    one.address,
+                )
+
+    def _tell_started(self, urls: Sequence[str]) -> None:
+        for url in urls:
+            print(f"callboard: serving on {url}", flush=True)
+        self._notifier.ready(f"serving on {', '.join(urls)}")
+
+    async def _obey(self, signals: AsyncIterator[int], ending: Ending) -> None:
+        has_heard = False
+        async for number in signals:
+            if number == signal.SIGHUP and self._certificate is not None:
+                self._reload(self._certificate)
+                continue
+            if has_heard and number in ENDING_SIGNALS:
+                logger.critical("second signal: stopping at once")
+                end_process(128 + number)
+            has_heard = has_heard or number in ENDING_SIGNALS
+            ending.ask(signal.Signals(number).name)
+
+    def _reload(self, certificate: Certificate) -> None:
+        self._notifier.reloading()
+        try:
+            certificate.reload()
+        except ConfigError as error:
+            logger.error("the old certificate stays: %s", error)
+            self._notifier.ready(f"the old certificate stays: {error}")
+        else:
+            logger.warning("new connections get the certificate as it is now")
+            self._notifier.ready("serving with the certificate reread")
 
 
-async def _until_served(start: Any, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Sequence[str]]) -> None:
+def _certificate(options: ServerOptions, password: str) -> Certificate | None:
+    if options.certfile is None or options.keyfile is None:
+        return None
+    return Certificate(options.certfile, options.keyfile, ca_certs=options.ca_certs, password=password)
+
+
+def _outermost(app: Any, board: Callboard, options: ServerOptions) -> Any:
+    """The app in what is the launcher's own, the innermost first. Paths are logged as clients see them."""
+    app = HeaderLimit(app, max_bytes=options.max_header_bytes)
+    if options.access_log:
+        app = AccessLog(app, probes(board.prefix))
+    if options.root_path:
+        app = RootPath(app, options.root_path)
+    return app
+
+
+async def _until_served(
+    start: Any, ending: Ending, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Sequence[str]]
+) -> None:
     await start(task_status=task_status)
+    if not ending.stop.is_set():
+        raise RuntimeError("Hypercorn's server has ended by itself")
     scope.cancel()
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], board: Callboard, stop: trio.Event, watchdog: Watchdog) -> None:
-    async with trio.open_nursery() as nursery:
-        async for number in signals:
-            if nursery.child_tasks:
-                logger.critical("second signal: stopping at once")
-                _exit(128 + number)
-            logger.warning("signal %s: draining for up to %g s", number, board.config.drain_seconds)
-            ends = trio.current_time() + max(board.config.drain_seconds, LEAST_SECONDS)
-            watchdog.arm(ends - trio.current_time(), 0)
-            nursery.start_soon(_drain, board, stop, watchdog, ends)
+async def _stay_with_parent(fd: int, ending: Ending) -> None:
+    from callboard.web.workers import stay_with_parent  # type: ignore[import-not-found]
+
+    await stay_with_parent(fd, partial(ending.ask, "the parent process has gone"))
 
 
-async def _drain(board: Callboard, stop: trio.Event, watchdog: Watchdog, ends: float) -> None:
-    await board.drain()
-    stop.set()
-    watchdog.arm(min(GRACEFUL_SECONDS + MARGIN_SECONDS, ends - trio.current_time()), 0)
-    await trio.sleep_forever()
-
-
-async def _stop_on_death(board: Callboard, stop: trio.Event, watchdog: Watchdog) -> None:
-    await board.wait_fatal()
-    watchdog.arm(GRACEFUL_SECONDS + MARGIN_SECONDS, 1)
-    stop.set()
-
-
-def _hypercorn_config(bind: str, ping_seconds: float, silent_seconds: float) -> ServeConfig:
-    config = ServeConfig()
-    config.bind = [bind]
-    config.graceful_timeout = GRACEFUL_SECONDS
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.websocket_ping_interval = ping_seconds
-    config.silent_seconds = silent_seconds
-    config.alpn_protocols = ["http/1.1"]
-    config.loglevel = "WARNING"
-    return config
-
-
-def _warn_if_open(board: Callboard, bind: str) -> None:
-    host = bind.rpartition(":")[0].strip("[]")
-    if board.access.authorize is None and not _is_loopback(host):
-        logger.warning(
-            "ANYONE WHO CAN REACH %s MAY SUBMIT, READ AND CANCEL JOBS: give Callboard an authorize hook, or bind to 127.0.0.1",
-            bind,
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def allow_descriptors(needed: int) -> None:
+    """Let this process open so many files, as far as the system allows; a warning says how far that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (OSError, ValueError):
+        # Some systems have a lower bound that they do not tell.
+        allowed = soft
+    if allowed < needed:
+        logger.warning(
+            "the system allows %d open files, and max_connections may need %d: raise `ulimit -n`", allowed, needed
+        )
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:
@@ -210,9 +274,3 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _exit(code: int) -> NoReturn:
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(code)

@@ -15,6 +15,7 @@ from quart_trio import QuartTrio
 from callboard.runtime import Config, ProcessJobContext
 from callboard.web import Callboard
 from callboard.web.serve import run
+from callboard.web.server_options import ServerOptions
 
 __all__ = ["app", "board"]
 
@@ -50,4 +51,4 @@ def grind(job: ProcessJobContext, body: Body) -> Body:
 
 
 if __name__ == "__main__":
-    sys.exit(run(app, bind="127.0.0.1:0"))
+    sys.exit(run(app, ServerOptions(bind=("127.0.0.1:0",))))

@@ -125,7 +125,6 @@ WRONG = {
     ("shop:app", "--bind", "localhost:99999"): "is no host:port",
     ("shop:app", "--store", "cassandra://db"): "--store",
     (): "Missing argument",
-    ("shop:app", "--workers", "4"): "No such option",
 }
 
 
@@ -136,6 +135,37 @@ def test_a_wrong_command_line(app_file: Path, arguments: tuple[str, ...]) -> Non
     assert WRONG[arguments] in " ".join(re.sub(r"[│╭╮╰╯─]", "", ended.stderr).split())
     assert "Traceback" not in ended.stderr
     assert not list(app_file.parent.glob("*.db*"))
+
+
+WRONG_OPTIONS = {
+    ("--workers", "0"): "--workers: 0 is less than 1",
+    ("--workers", "2", "--reload"): "--reload: it is for one worker",
+    ("--workers", "2", "--store", "memory://"): "--store: several workers need a store that they share",
+    ("--bind", "127.0.0.1:0", "--bind", "unix:"): "--bind: 'unix:' has no path",
+    ("--bind", "fd://x"): "--bind: 'fd://x' has no number",
+    ("--bind", "::1:80"): "an IPv6 address stands in brackets",
+    ("--bind", "[::x]:80"): "has no IPv6 address in its brackets",
+    ("--root-path", "shop"): "--root-path: 'shop' is no path",
+    ("--certfile", "a.pem"): "--certfile: give keyfile too",
+    ("--keyfile", "a.pem"): "--keyfile: give certfile too",
+    ("--ca-certs", "a.pem"): "--ca-certs: give certfile too",
+    ("--lead-seconds", "-1"): "--lead-seconds: -1 is not between 0 and 3600",
+    ("--lead-seconds", "nan"): "--lead-seconds: nan is not between",
+    ("--keep-alive-seconds", "0"): "--keep-alive-seconds: 0 is not between",
+    ("--max-connections", "0"): "--max-connections: 0 is not between",
+    ("--max-header-bytes", "10"): "--max-header-bytes: 10 is not between",
+    ("--max-message-bytes", "0"): "--max-message-bytes: 0 is not between",
+    ("--log-level", "loud"): "'loud' is not one of",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG_OPTIONS, ids=" ".join)
+def test_an_option_that_cannot_be_meant(arguments: tuple[str, ...]) -> None:
+    """All of them are looked at before the app is."""
+    ended = CliRunner().invoke(main, ["serve", "no_such_module:app", *arguments])
+    assert ended.exit_code == 2
+    assert WRONG_OPTIONS[arguments] in ended.output
+    assert "Traceback" not in ended.output
 
 
 def test_an_error_inside_the_app_is_shown_as_it_is(tmp_path: Path) -> None:

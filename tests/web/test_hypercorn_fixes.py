@@ -52,9 +52,8 @@ async def launched(store_url: str) -> AsyncIterator[Site]:
 
     send_signal, signals = trio.open_memory_channel[int](1)
     async with trio.open_nursery() as nursery:
-        start = partial(
-            serve, app, board, bind="127.0.0.1:0", signals=signals, ping_seconds=PING, silent_seconds=SILENT
-        )
+        options = ServerOptions(bind=("127.0.0.1:0",), ping_seconds=PING, silent_seconds=SILENT)
+        start = partial(serve, app, board, options=options, signals=signals)
         (url,) = await nursery.start(start)
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
             yield Site(board, app, gates, url, http)
@@ -260,10 +259,10 @@ def test_a_server_with_a_config_of_hypercorns_own_is_as_it_was() -> None:
 
 def test_every_setting_of_ours_is_one_of_hypercorns() -> None:
     """Config takes any attribute: one that is misspelt, or renamed there, would go unnoticed."""
-    config = ServeConfig.of(ServerOptions(certfile="c", ca_certs="a", bind=("unix:/x", "fd://3")))
+    config = ServeConfig.of(ServerOptions(certfile="c", keyfile="k", ca_certs="a", bind=("unix:/x", "fd://3")))
     ours = {"connections", "silent_seconds", "send_seconds", "max_connections"}
     assert {name.lstrip("_") for name in vars(config)} - ours <= {name.lstrip("_") for name in vars(Config)}
-    assert config.bind == ["unix:/x", "fd://3"] and config.keyfile == "c" and config.ssl_enabled
+    assert config.bind == ["unix:/x", "fd://3"] and config.keyfile == "k" and config.ssl_enabled
     assert config.verify_mode is ssl.CERT_REQUIRED and ServeConfig.of(ServerOptions()).verify_mode is None
     assert config.alpn_protocols == ["http/1.1"] and config.loglevel == "WARNING" and config.accesslog is None
     assert b"server" not in dict(config.response_headers("h11"))

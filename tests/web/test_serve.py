@@ -167,10 +167,21 @@ def test_an_app_without_a_board_and_a_taken_port_are_told(started: ServerProcess
         board_of(object())
 
 
-def test_a_bind_to_the_world_without_authorize_warns_loudly(
-    started: ServerProcess, serve: Serve, tmp_path: Path
-) -> None:
+def test_a_bind_to_the_world_without_authorize_warns_loudly(started: ServerProcess, tmp_path: Path) -> None:
     assert "ANYONE" not in started.output()
-    program = "import trio, sys; from shop import app, board; from callboard.web import serve; serve._warn_if_open(board, '0.0.0.0:80')"
+    program = """
+import socket
+from callboard.web import serve
+from callboard.web.binds import Listening
+from callboard.web.server_options import ServerOptions
+from callboard.web.surroundings import Surroundings
+from callboard.web.watchdog import Watchdog
+from shop import app, board
+everywhere = Listening(None, socket.AF_INET, ("0.0.0.0", 80))
+here = Listening(None, socket.AF_INET, ("127.0.0.1", 81))
+for options in (ServerOptions(), ServerOptions(certfile="a", keyfile="b", ca_certs="c")):
+    serve._Server(app, board, options, Surroundings(), Watchdog())._warn_if_open([here, everywhere])
+"""
     output = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=20)
-    assert "ANYONE WHO CAN REACH 0.0.0.0:80" in output.stderr
+    assert output.stderr.count("ANYONE WHO CAN REACH 0.0.0.0:80") == 1, output.stderr
+    assert "81" not in output.stderr
