@@ -1,0 +1,445 @@
+"""``callboard serve --workers N``: a parent that never imports the app, and N server processes that share its listening sockets.
+
+The parent opens the sockets once, starts the processes, starts those again that die, and passes signals on; each process drains for
+itself, as a single server does. With ``--reload`` it is one process that is replaced when a file changes. Both halves of the line
+between a parent and its workers are here: the worker writes ``ready`` and then ``beat``; that the line ends means that the other has gone.
+
+Exit codes: 0 after an orderly end, 1 if it failed, 2 for a bad command line, 128+n after a second signal.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import closing
+from math import inf
+from pathlib import Path
+from typing import Final
+
+import trio
+from hypercorn.utils import repr_socket_addr
+
+from callboard.web.hypercorn_fixes import ServeConfig
+from callboard.web.notify import notify
+from callboard.web.reload import folders_of, summary, watch
+
+__all__ = [
+    "DRAIN_VARIABLE",
+    "PARENT_VARIABLE",
+    "WORKERS_VARIABLE",
+    "Parent",
+    "listen",
+    "next_pause",
+    "run_workers",
+    "stay_with_parent",
+    "take_parent_fd",
+]
+
+logger: Final = logging.getLogger("callboard.workers")
+
+PARENT_VARIABLE: Final = "CALLBOARD_PARENT_FD"
+"""Number of the inherited socket that leads to the parent."""
+WORKERS_VARIABLE: Final = "CALLBOARD_WORKERS"
+"""How many processes serve beside each other."""
+DRAIN_VARIABLE: Final = "CALLBOARD_DRAIN_SECONDS"
+"""Upper bound of a worker's drain time, set under --reload."""
+NOT_FOR_WORKERS: Final = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+)
+"""What a service manager tells the parent only."""
+
+BEAT_SECONDS: Final = 1.0
+FIRST_PAUSE_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 30.0
+SETTLED_SECONDS: Final = 60.0
+"""A worker that lived so long has not failed at its start: the next pause is the first again."""
+KILL_SECONDS: Final = 2.0
+"""What is still there so long after a second signal, or after a changed file, is killed."""
+RELOAD_DRAIN_SECONDS: Final = 1.0
+"""Shorter than KILL_SECONDS, so that running jobs are handed back, uncounted, before the process is killed."""
+MAX_LINE_BYTES: Final = 64
+BAD_COMMAND_LINE: Final = 2
+
+
+def run_workers(
+    arguments: Sequence[str], binds: Sequence[str], workers: int, reload: bool, *, scheme: str = "http"
+) -> int:
+    """Serve with ``workers`` processes until a signal. Returns the process's exit code. For the main thread.
+
+    ``arguments`` are those of ``callboard serve`` for each worker, MODULE:APP first, without --bind, --workers and --reload; ``binds`` are
+    as in ``ServerOptions.bind``. ``reload`` goes with one worker. ``scheme`` is that of the URLs that are printed.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sockets: list[socket.socket] = []
+    try:
+        try:
+            for bind in binds:
+                sockets.append(listen(bind))
+        except OSError as error:
+            logger.error("callboard cannot serve: %s: %s", bind, error.strerror or error)
+            return 1
+        parent = Parent(
+            [sys.executable, "-m", "callboard.web.cli", "serve", *arguments],
+            sockets,
+            workers=workers,
+            scheme=scheme,
+            folders=folders_of(arguments[0], Path.cwd()) if reload else None,
+        )
+        return trio.run(parent.run)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def listen(bind: str) -> socket.socket:
+    """A socket that is bound, as a single server binds its own; the first worker that is ready makes it listen. Raises OSError."""
+    config = ServeConfig()
+    config.bind = [bind]
+    (one,) = config.create_sockets().insecure_sockets
+    one.set_inheritable(False)
+    return one
+
+
+def next_pause(last_seconds: float, lived_seconds: float) -> float:
+    """How long to wait before a worker that lived so long is started again; ``last_seconds`` was the pause before it, or 0."""
+    if last_seconds == 0 or lived_seconds >= SETTLED_SECONDS:
+        return FIRST_PAUSE_SECONDS
+    return min(last_seconds * 2, LONGEST_PAUSE_SECONDS)
+
+
+class Worker:
+    """One place among the N: the process that fills it, and what is known of that."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.process: trio.Process | None = None
+        self.is_ready = False
+        self.was_ready = False
+        """Whether any process in this place ever was."""
+        self.started_at = -inf
+        self.heard_at = -inf
+        self.pause_seconds = 0.0
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process, if there is one."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def __str__(self) -> str:
+        return f"worker {self.number}" + (f" (pid {self.process.pid})" if self.process is not None else "")
+
+
+class Parent:
+    """Keeps its workers alive until it is told to stop.
+
+    ``command`` starts one; ``--bind fd://N`` for each of ``sockets`` is added. ``folders``, if given, are watched: one worker, that is
+    replaced when a file there changes.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        sockets: Sequence[socket.socket],
+        *,
+        workers: int,
+        scheme: str = "http",
+        folders: Sequence[Path] | None = None,
+    ) -> None:
+        if folders is not None and workers != 1:
+            raise ValueError("files are watched for one worker only")
+        self._sockets = sockets
+        self._command = [*command, *(word for one in sockets for word in ("--bind", f"fd://{one.fileno()}"))]
+        self._scheme = scheme
+        self._folders = folders
+        self._workers = [Worker(number) for number in range(1, workers + 1)]
+        self._changed = trio.Event()
+        self._stop = trio.Event()
+        self._code = 0
+        self._forced_code: int | None = None
+        self._is_up = False
+        self._reread_at = -inf
+        """When SIGHUP came last."""
+
+    async def run(self) -> int:
+        """Until a signal, or until it makes no sense to go on. Returns the exit code."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._heed, signals)
+                nursery.start_soon(self._feed_watchdog)
+                if self._folders is not None:
+                    await nursery.start(watch, self._folders, self._on_change)
+                async with trio.open_nursery() as self._keepers:
+                    # The first goes ahead: an app that cannot start says so once, and a new store is made by one process.
+                    self._keepers.start_soon(self._keep, self._workers[0])
+                nursery.cancel_scope.cancel()
+        return self._code if self._forced_code is None else self._forced_code
+
+    # One worker
+
+    async def _keep(self, worker: Worker) -> None:
+        """Fill its place, again and again."""
+        while not self._stop.is_set():
+            self._changed = trio.Event()
+            code = await self._live(worker)
+            if self._stop.is_set():
+                # Before it is ready a worker does not know better than to die of the signal that it was sent.
+                is_early = code == -signal.SIGTERM and not worker.is_ready
+                if not is_early and not self._changed.is_set():
+                    self._code = max(self._code, _exit_code(code))
+            elif self._folders is not None:
+                await self._wait_for_change(worker, code)
+            else:
+                await self._recover(worker, code)
+            worker.process = None
+            worker.is_ready = False
+
+    async def _live(self, worker: Worker) -> int:
+        """One process from its start to its end; its return code as ``subprocess`` has it."""
+        worker.started_at = trio.current_time()
+        try:
+            line = await self._start(worker)
+        except OSError as error:
+            logger.error("worker %d cannot be started: %s", worker.number, error)
+            return 1
+        assert worker.process is not None
+        async with line, trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen_to, worker, line)
+            nursery.start_soon(self._end_when_changed, worker, self._changed)
+            if self._stop.is_set():
+                worker.send(signal.SIGTERM)
+            code = await worker.process.wait()
+            nursery.cancel_scope.cancel()
+        return code
+
+    async def _start(self, worker: Worker) -> trio.SocketStream:
+        ours, theirs = socket.socketpair()
+        try:
+            with closing(theirs):
+                worker.process = await trio.lowlevel.open_process(
+                    self._command,
+                    # Not the terminal's: several cannot share it, and a group of its own in the background may not read it.
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno(), *(one.fileno() for one in self._sockets)],
+                    # Ctrl-C reaches the parent, which tells the workers: otherwise they would take it for a second signal.
+                    process_group=0,
+                    env=self._environment(theirs.fileno()),
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+    def _environment(self, parent_fd: int) -> Mapping[str, str]:
+        environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_WORKERS}
+        environment[PARENT_VARIABLE] = str(parent_fd)
+        environment[WORKERS_VARIABLE] = str(len(self._workers))
+        if self._folders is not None:
+            environment[DRAIN_VARIABLE] = str(RELOAD_DRAIN_SECONDS)
+        return environment
+
+    async def _listen_to(self, worker: Worker, line: trio.SocketStream) -> None:
+        rest = b""
+        try:
+            async for data in line:
+                worker.heard_at = trio.current_time()
+                *lines, rest = (rest + data).split(b"\n")
+                rest = rest[-MAX_LINE_BYTES:]
+                if b"ready" in lines and not worker.is_ready:
+                    self._on_ready(worker)
+        except trio.BrokenResourceError:
+            pass  # it died; that is noticed elsewhere
+
+    def _on_ready(self, worker: Worker) -> None:
+        if worker is self._workers[0] and not worker.was_ready:
+            for other in self._workers[1:]:
+                self._keepers.start_soon(self._keep, other)
+        worker.is_ready = worker.was_ready = True
+        if worker.started_at < self._reread_at:
+            worker.send(signal.SIGHUP)
+        if self._stop.is_set():
+            return
+        if self._is_up:
+            logger.info("%s serves again", worker)
+        elif all(one.was_ready for one in self._workers):
+            self._is_up = True
+            for one in self._sockets:
+                print(f"callboard: serving on {self._scheme}://{_address(one)}", flush=True)
+            notify("READY=1")
+        self._tell_status()
+
+    # What went wrong
+
+    async def _recover(self, worker: Worker, code: int) -> None:
+        """It ended without having been told to: what to do depends on how far it had come."""
+        if code == BAD_COMMAND_LINE:
+            self._end(code)
+        elif not worker.was_ready:
+            logger.error("%s %s before it served: stopping", worker, _how(code))
+            self._end(1)
+        else:
+            lived = trio.current_time() - worker.started_at
+            worker.pause_seconds = next_pause(worker.pause_seconds, lived)
+            level = logging.ERROR if code else logging.WARNING
+            logger.log(level, "%s %s: starting it again in %g s", worker, _how(code), worker.pause_seconds)
+            worker.is_ready = False
+            self._tell_status()
+            with trio.move_on_after(worker.pause_seconds):
+                await self._stop.wait()
+
+    async def _wait_for_change(self, worker: Worker, code: int) -> None:
+        if self._changed.is_set():
+            return
+        if code == BAD_COMMAND_LINE and not worker.was_ready:
+            self._end(code)
+            return
+        logger.error("the server %s: waiting for a change", _how(code))
+        await _first_of(self._changed, self._stop)
+
+    def _on_change(self, paths: Sequence[Path]) -> None:
+        logger.info("%s: restarting; jobs that run are handed back", summary(paths, Path.cwd()))
+        self._changed.set()
+
+    async def _end_when_changed(self, worker: Worker, changed: trio.Event) -> None:
+        await changed.wait()
+        worker.send(signal.SIGTERM)
+        await trio.sleep(KILL_SECONDS)
+        logger.warning("%s did not stop within %g s: killed; the next one takes its jobs over", worker, KILL_SECONDS)
+        worker.send(signal.SIGKILL)
+
+    # The end
+
+    async def _heed(self, signals: AsyncIterator[int]) -> None:
+        count = 0
+        async for number in signals:
+            if number == signal.SIGHUP:
+                self._reread_at = trio.current_time()
+                # One that is not ready may not catch it yet; it is sent then.
+                self._send([one for one in self._workers if one.is_ready], number)
+                continue
+            count += 1
+            if count == 1:
+                logger.warning("signal %s: stopping %d workers", number, len(self._workers))
+                self._end(0)
+            else:
+                logger.critical("another signal: stopping at once")
+                self._forced_code = 128 + number
+                self._send(self._workers, signal.SIGINT)
+                await trio.sleep(KILL_SECONDS)
+                self._send(self._workers, signal.SIGKILL)
+
+    def _end(self, code: int) -> None:
+        """Tell all workers to stop. The exit code will be ``code`` or what is worse."""
+        self._code = max(self._code, code)
+        if not self._stop.is_set():
+            notify("STOPPING=1")
+            self._stop.set()
+            self._send(self._workers, signal.SIGTERM)
+
+    def _send(self, workers: Sequence[Worker], number: int) -> None:
+        for worker in workers:
+            worker.send(number)
+
+    # The service manager
+
+    async def _feed_watchdog(self) -> None:
+        """Tell the service manager that all is well for as long as every worker that serves was heard lately.
+
+        One that is being started does not count: the parent knows of it, and a restart of the whole would not help.
+        """
+        seconds = _watchdog_seconds(os.environ)
+        if seconds is None:
+            return
+        while True:
+            await trio.sleep(seconds / 3)
+            since = trio.current_time() - max(seconds, 3 * BEAT_SECONDS)
+            silent = [one for one in self._workers if one.is_ready and one.heard_at < since]
+            if not silent:
+                notify("WATCHDOG=1")
+            for worker in silent:
+                logger.error("%s is silent: the service manager's watchdog is not fed", worker)
+
+    def _tell_status(self) -> None:
+        ready = sum(one.is_ready for one in self._workers)
+        notify(f"STATUS={ready} of {len(self._workers)} workers serve")
+
+
+def take_parent_fd() -> int | None:
+    """In a worker: the number of the socket that leads to its parent; None in a process that is no worker.
+
+    To be called once, before the app is imported: nothing that the app starts may inherit the socket, or take itself for a worker.
+    """
+    number = os.environ.pop(PARENT_VARIABLE, None)
+    if number is None:
+        return None
+    os.set_inheritable(int(number), False)
+    return int(number)
+
+
+async def stay_with_parent(
+    fd: int, gone: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """In a worker that serves: tell the parent so, and that it is alive each second. Calls ``gone`` when the parent is no more."""
+    line = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=fd)))
+    async with line, trio.open_nursery() as nursery:
+        nursery.start_soon(_beat, line)
+        task_status.started()
+        try:
+            while await line.receive_some(MAX_LINE_BYTES):
+                pass  # it has nothing to say
+        except trio.BrokenResourceError:
+            pass
+        nursery.cancel_scope.cancel()
+    logger.warning("the parent process has gone")
+    gone()
+
+
+async def _beat(line: trio.SocketStream) -> None:
+    message = b"ready\n"
+    while True:
+        try:
+            await line.send_all(message)
+        except trio.BrokenResourceError:
+            return  # the reader sees it too
+        message = b"beat\n"
+        await trio.sleep(BEAT_SECONDS)
+
+
+async def _first_of(*events: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)
+
+
+def _exit_code(code: int) -> int:
+    return code if code >= 0 else 128 - code
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    return f"died of {signal.Signals(-code).name}"
+
+
+def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
+    """The service manager's watchdog, if it is meant for this process. Source: sd_watchdog_enabled(3)."""
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 1e6 if microseconds.isdecimal() and int(microseconds) else None
+
+
+def _address(one: socket.socket) -> str:
+    return repr_socket_addr(one.family, one.getsockname())
