@@ -67,6 +67,7 @@ RELOAD_DRAIN_SECONDS: Final = 1.0
 """Shorter than KILL_SECONDS, so that running jobs are handed back, uncounted, before the process is killed."""
 MAX_LINE_BYTES: Final = 64
 BAD_COMMAND_LINE: Final = 2
+STANDARD_ERROR: Final = 2
 
 
 def run_workers(
@@ -104,6 +105,9 @@ def listen(bind: str) -> socket.socket:
     config = ServeConfig()
     config.bind = [bind]
     (one,) = config.create_sockets().insecure_sockets
+    if one.fileno() <= STANDARD_ERROR:
+        # As from inetd: the workers' own standard streams would take its place.
+        one = socket.socket(fileno=os.dup(one.detach()))
     one.set_inheritable(False)
     return one
 
