@@ -173,11 +173,10 @@ def _arguments_for_workers(context: click.Context) -> list[str]:
 
 
 def _run_workers(arguments: list[str], options: ServerOptions, workers: int, reload: bool) -> int:
-    from callboard.web.workers import run_workers  # type: ignore[import-not-found]
+    from callboard.web.workers import run_workers
 
     scheme = "http" if options.certfile is None else "https"
-    code: int = run_workers(arguments, options.bind, workers, reload, scheme=scheme)
-    return code
+    return run_workers(arguments, options.bind, workers, reload, scheme=scheme, log_level=options.log_level)
 
 
 def _end(code: int) -> NoReturn:

@@ -193,7 +193,8 @@ class _Server:
                 )
 
     def _tell_started(self, urls: Sequence[str]) -> None:
-        for url in urls:
+        # Among several workers it is the parent that says so, once, when all are ready.
+        for url in urls if self._surroundings.parent_fd is None else ():
             print(f"callboard: serving on {url}", flush=True)
         self._notifier.ready(f"serving on {', '.join(urls)}")
 
@@ -202,6 +203,9 @@ class _Server:
         async for number in signals:
             if number == signal.SIGHUP and self._certificate is not None:
                 self._reload(self._certificate)
+                continue
+            if has_heard and number == signal.SIGTERM and self._surroundings.parent_fd is not None:
+                # A service manager signals every process of the service, and the parent passes on what it got itself.
                 continue
             if has_heard and number in ENDING_SIGNALS:
                 logger.critical("second signal: stopping at once")
@@ -247,7 +251,7 @@ async def _until_served(
 
 
 async def _stay_with_parent(fd: int, ending: Ending) -> None:
-    from callboard.web.workers import stay_with_parent  # type: ignore[import-not-found]
+    from callboard.web.workers import stay_with_parent
 
     await stay_with_parent(fd, partial(ending.ask, "the parent process has gone"))
 
