@@ -20,28 +20,22 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from hypercorn.utils import repr_socket_addr
 
-from callboard.web.hypercorn_fixes import ServeConfig
-from callboard.web.notify import notify
+from callboard.web.binds import Listening, listening
+from callboard.web.notify import notify, watchdog_seconds
 from callboard.web.reload import folders_of, summary, watch
 
 __all__ = [
-    "DRAIN_VARIABLE",
-    "PARENT_VARIABLE",
-    "WORKERS_VARIABLE",
     "Parent",
-    "listen",
     "next_pause",
     "run_workers",
     "stay_with_parent",
-    "take_parent_fd",
 ]
 
 logger: Final = logging.getLogger("callboard.workers")
 
 PARENT_VARIABLE: Final = "CALLBOARD_PARENT_FD"
-"""Number of the inherited socket that leads to the parent."""
+"""Number of the inherited socket that leads to the parent. What a worker reads of these is in ``surroundings``."""
 WORKERS_VARIABLE: Final = "CALLBOARD_WORKERS"
 """How many processes serve beside each other."""
 DRAIN_VARIABLE: Final = "CALLBOARD_DRAIN_SECONDS"
@@ -71,42 +65,50 @@ STANDARD_ERROR: Final = 2
 
 
 def run_workers(
-    arguments: Sequence[str], binds: Sequence[str], workers: int, reload: bool, *, scheme: str = "http"
+    arguments: Sequence[str],
+    binds: Sequence[str],
+    workers: int,
+    reload: bool,
+    *,
+    scheme: str = "http",
+    log_level: str = "info",
 ) -> int:
     """Serve with ``workers`` processes until a signal. Returns the process's exit code. For the main thread.
 
     ``arguments`` are those of ``callboard serve`` for each worker, MODULE:APP first, without --bind, --workers and --reload; ``binds`` are
     as in ``ServerOptions.bind``. ``reload`` goes with one worker. ``scheme`` is that of the URLs that are printed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    sockets: list[socket.socket] = []
+    level = logging.getLevelNamesMapping()[log_level.upper()]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        try:
-            for bind in binds:
-                sockets.append(listen(bind))
-        except OSError as error:
-            logger.error("callboard cannot serve: %s: %s", bind, error.strerror or error)
-            return 1
-        parent = Parent(
-            [sys.executable, "-m", "callboard.web.cli", "serve", *arguments],
-            sockets,
-            workers=workers,
-            scheme=scheme,
-            folders=folders_of(arguments[0], Path.cwd()) if reload else None,
-        )
-        return trio.run(parent.run)
-    finally:
-        for one in sockets:
-            one.close()
+        with listening(binds) as listeners:
+            urls = [_url(one, scheme) for one in listeners]
+            sockets = [_out_of_the_way(one.socket) for one in listeners]
+            parent = Parent(
+                [sys.executable, "-m", "callboard.web.cli", "serve", *arguments],
+                sockets,
+                urls,
+                workers=workers,
+                rereads=scheme == "https",
+                folders=folders_of(arguments[0], Path.cwd()) if reload else None,
+            )
+            try:
+                return trio.run(parent.run)
+            finally:
+                for one in sockets:
+                    one.close()
+    except OSError as error:
+        logger.error("callboard cannot serve: %s", error)
+        return 1
 
 
-def listen(bind: str) -> socket.socket:
-    """A socket that is bound, as a single server binds its own; the first worker that is ready makes it listen. Raises OSError."""
-    config = ServeConfig()
-    config.bind = [bind]
-    (one,) = config.create_sockets().insecure_sockets
+def _url(one: Listening, scheme: str) -> str:
+    return one.address if one.address.startswith("unix:") else f"{scheme}://{one.address}"
+
+
+def _out_of_the_way(one: socket.socket) -> socket.socket:
+    """One that came in the place of a standard stream, as from inetd, is moved: the workers' own streams would replace it."""
     if one.fileno() <= STANDARD_ERROR:
-        # As from inetd: the workers' own standard streams would take its place.
         one = socket.socket(fileno=os.dup(one.detach()))
     one.set_inheritable(False)
     return one
@@ -144,24 +146,27 @@ class Worker:
 class Parent:
     """Keeps its workers alive until it is told to stop.
 
-    ``command`` starts one; ``--bind fd://N`` for each of ``sockets`` is added. ``folders``, if given, are watched: one worker, that is
-    replaced when a file there changes.
+    ``command`` starts one; ``--bind fd://N`` for each of ``sockets`` is added; the first worker makes them listen. ``urls`` are printed
+    when all serve. ``rereads``: SIGHUP tells the workers to reread their certificate; otherwise it is one more signal to stop.
+    ``folders``, if given, are watched: one worker, that is replaced when a file there changes.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         sockets: Sequence[socket.socket],
+        urls: Sequence[str],
         *,
         workers: int,
-        scheme: str = "http",
+        rereads: bool = False,
         folders: Sequence[Path] | None = None,
     ) -> None:
         if folders is not None and workers != 1:
             raise ValueError("files are watched for one worker only")
         self._sockets = sockets
         self._command = [*command, *(word for one in sockets for word in ("--bind", f"fd://{one.fileno()}"))]
-        self._scheme = scheme
+        self._urls = urls
+        self._rereads = rereads
         self._folders = folders
         self._workers = [Worker(number) for number in range(1, workers + 1)]
         self._changed = trio.Event()
@@ -274,8 +279,8 @@ class Parent:
             logger.info("%s serves again", worker)
         elif all(one.was_ready for one in self._workers):
             self._is_up = True
-            for one in self._sockets:
-                print(f"callboard: serving on {self._scheme}://{_address(one)}", flush=True)
+            for url in self._urls:
+                print(f"callboard: serving on {url}", flush=True)
             notify("READY=1")
         self._tell_status()
 
@@ -323,14 +328,15 @@ class Parent:
     async def _heed(self, signals: AsyncIterator[int]) -> None:
         count = 0
         async for number in signals:
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP and self._rereads:
                 self._reread_at = trio.current_time()
                 # One that is not ready may not catch it yet; it is sent then.
                 self._send([one for one in self._workers if one.is_ready], number)
                 continue
-            count += 1
-            if count == 1:
-                logger.warning("signal %s: stopping %d workers", number, len(self._workers))
+            # As in a single server, SIGHUP is never the second: who closes a terminal sends several.
+            count += number != signal.SIGHUP
+            if count <= 1:
+                logger.warning("%s: stopping", signal.Signals(number).name)
                 self._end(0)
             else:
                 logger.critical("another signal: stopping at once")
@@ -358,7 +364,7 @@ class Parent:
 
         One that is being started does not count: the parent knows of it, and a restart of the whole would not help.
         """
-        seconds = _watchdog_seconds(os.environ)
+        seconds = watchdog_seconds(os.environ)
         if seconds is None:
             return
         while True:
@@ -375,18 +381,6 @@ class Parent:
         notify(f"STATUS={ready} of {len(self._workers)} workers serve")
 
 
-def take_parent_fd() -> int | None:
-    """In a worker: the number of the socket that leads to its parent; None in a process that is no worker.
-
-    To be called once, before the app is imported: nothing that the app starts may inherit the socket, or take itself for a worker.
-    """
-    number = os.environ.pop(PARENT_VARIABLE, None)
-    if number is None:
-        return None
-    os.set_inheritable(int(number), False)
-    return int(number)
-
-
 async def stay_with_parent(
     fd: int, gone: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
@@ -401,7 +395,6 @@ async def stay_with_parent(
         except trio.BrokenResourceError:
             pass
         nursery.cancel_scope.cancel()
-    logger.warning("the parent process has gone")
     gone()
 
 
@@ -435,15 +428,3 @@ def _how(code: int) -> str:
     if code >= 0:
         return f"ended with code {code}"
     return f"died of {signal.Signals(-code).name}"
-
-
-def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
-    """The service manager's watchdog, if it is meant for this process. Source: sd_watchdog_enabled(3)."""
-    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return None
-    microseconds = environment.get("WATCHDOG_USEC", "")
-    return int(microseconds) / 1e6 if microseconds.isdecimal() and int(microseconds) else None
-
-
-def _address(one: socket.socket) -> str:
-    return repr_socket_addr(one.family, one.getsockname())

@@ -93,10 +93,11 @@ async def stuck(job) -> None:
 """
 
 FAKE = """
-import signal, socket, sys, time
+import os, signal, socket, sys, time
 from pathlib import Path
 import trio
-from callboard.web.workers import Parent, listen
+from callboard.web.binds import open_listening
+from callboard.web.workers import Parent
 
 worker = '''
 import os, signal, socket, sys, time
@@ -106,7 +107,10 @@ def note(what):
     with open("notes", "a") as file:
         file.write(f"{what} {os.getpid()}\\\\n")
 signal.signal(signal.SIGHUP, lambda *_: note("hangup"))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(os.environ.get("LAST", "0"))))
+def end(*_):
+    time.sleep(float(os.environ.get("LASTING", "0")))
+    sys.exit(int(os.environ.get("LAST", "0")))
+signal.signal(signal.SIGTERM, end)
 note("began")
 starts = Path("notes").read_text().count("began")
 if starts > 2 and "LATER" in os.environ:
@@ -121,8 +125,9 @@ while True:
 '''
 import logging
 logging.basicConfig(level=logging.INFO)
-one = listen("127.0.0.1:0")
-sys.exit(trio.run(Parent([sys.executable, "-c", worker], [one], workers=2).run))
+one = open_listening("127.0.0.1:0")
+parent = Parent([sys.executable, "-c", worker], [one.socket], ["http://" + one.address], workers=2, rereads="PLAIN" not in os.environ)
+sys.exit(trio.run(parent.run))
 """
 """A parent whose workers are no servers: what they do is up to the test."""
 
@@ -217,12 +222,11 @@ def test_what_a_worker_is_given(parents: Parents) -> None:
         "LISTEN_PID": "1",
         "KEPT": "yes",
     }
-    family = parents.serve("shop.py:app", "--store", "memory://", "--workers", "2", environment=told)
+    family = parents.serve("shop.py:app", "--store", "sqlite:///jobs.db", "--workers", "2", environment=told)
     for pid, body in both(family.url()).items():
         seen = json.loads(body)
         assert seen["group"] == pid, "a group of its own: a Ctrl-C must not reach it twice"
         assert seen["stdin"] == os.devnull
-        assert seen["environment"]["CALLBOARD_WORKERS"] == "2"
         assert seen["environment"]["KEPT"] == "yes"
         assert (
             not {"CALLBOARD_PARENT_FD", "NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"}
@@ -244,11 +248,11 @@ def test_jobs_run_once_and_each_is_seen_through_the_shared_port(pair: Family, pa
 
 @pytest.mark.parametrize("kind", ["unix", "fd"])
 def test_other_kinds_of_binds(parents: Parents, kind: str) -> None:
-    options = ["--store", "memory://", "--workers", "2"]
+    options = ["--store", "sqlite:///jobs.db", "--workers", "2"]
     if kind == "unix":
         path = str(parents.folder / "shop.sock")
         family = parents.serve("shop.py:app", *options, bind=f"unix:{path}")
-        family.until_said(f"serving on http://unix:{path}")
+        family.until_said(f"serving on unix:{path}")
         transport = httpx.HTTPTransport(uds=path)
     else:
         with socket.create_server(("127.0.0.1", 0)) as one:
@@ -331,6 +335,19 @@ def test_sighup_is_passed_on_to_those_that_serve_and_kept_for_those_that_start(p
     assert family.stop() == 0
 
 
+def test_sighup_without_a_certificate_is_a_wish_to_stop_and_never_the_second(parents: Parents) -> None:
+    family = parents.run([sys.executable, "-c", FAKE], environment={"PLAIN": "", "LASTING": "1.5"})
+    family.until_said("serving on")
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
+        family.process.send_signal(number)
+        time.sleep(0.2)
+    assert family.wait() == 0
+    assert notes(parents, "hangup") == []
+    family = parents.run([sys.executable, "-c", FAKE], environment={"PLAIN": ""})
+    family.until_said("serving on")
+    assert family.stop(signal.SIGHUP) == 0
+
+
 def test_the_worst_exit_code_is_the_parents(parents: Parents) -> None:
     family = parents.run([sys.executable, "-c", FAKE], environment={"LAST": "3"})
     family.until_said("serving on")
@@ -338,7 +355,7 @@ def test_the_worst_exit_code_is_the_parents(parents: Parents) -> None:
 
 
 def test_a_signal_while_the_workers_still_start_is_an_orderly_end(parents: Parents) -> None:
-    deaf = FAKE.replace("signal.signal(signal.SIGTERM", "print(signal.SIGTERM")
+    deaf = FAKE.replace("signal.signal(signal.SIGTERM, end)", "")
     family = parents.run([sys.executable, "-c", deaf], environment={"STARTING": "60"})
     until(lambda: notes(parents, "began"), "it starts")
     assert family.stop() == 0
@@ -384,7 +401,7 @@ def test_the_pause_grows_between_real_deaths_and_a_signal_ends_it(parents: Paren
 
 def test_a_bad_app_says_so_once(parents: Parents) -> None:
     (parents.folder / "broken").touch()
-    family = parents.serve("shop.py:app", "--store", "memory://", "--workers", "3")
+    family = parents.serve("shop.py:app", "--store", "sqlite:///jobs.db", "--workers", "3")
     assert family.wait() == 1
     assert family.output().count("RuntimeError: a bad app") == 1
     assert "before it served: stopping" in family.output()
@@ -446,7 +463,7 @@ def test_workers_that_drain_already_are_not_hurried_by_the_parents_death(pair: F
 
 def test_a_parent_that_is_killed_while_its_worker_starts_leaves_none_behind(parents: Parents) -> None:
     (parents.folder / "slow.py").write_text("import time; open('importing', 'w'); time.sleep(1.5)\n" + APP)
-    family = parents.serve("slow.py:app", "--store", "memory://", "--workers", "2")
+    family = parents.serve("slow.py:app", "--store", "sqlite:///jobs.db", "--workers", "2")
     until((parents.folder / "importing").exists, "the worker imports the app")
     family.process.kill()
     until(lambda: family.living() == [], "it ends once it has started")
@@ -503,7 +520,7 @@ def test_the_service_manager_hears_of_all_workers_from_the_parent(
 ) -> None:
     family = parents.serve(
         "shop.py:app",
-        *("--store", "memory://", "--workers", "2"),
+        *("--store", "sqlite:///jobs.db", "--workers", "2"),
         environment={"NOTIFY_SOCKET": str(parents.folder / "notify"), "WATCHDOG_USEC": "4000000"},
     )
     family.url()
