@@ -106,7 +106,6 @@ line = socket.socket(fileno=int(os.environ["CALLBOARD_PARENT_FD"]))
 def note(what):
     with open("notes", "a") as file:
         file.write(f"{what} {os.getpid()}\\\\n")
-signal.signal(signal.SIGHUP, lambda *_: note("hangup"))
 def end(*_):
     time.sleep(float(os.environ.get("LASTING", "0")))
     sys.exit(int(os.environ.get("LAST", "0")))
@@ -116,6 +115,7 @@ starts = Path("notes").read_text().count("began")
 if starts > 2 and "LATER" in os.environ:
     sys.exit(int(os.environ["LATER"]))
 time.sleep(float(os.environ.get("STARTING", "0")))
+signal.signal(signal.SIGHUP, lambda *_: note("hangup"))
 line.sendall(b"rea")
 time.sleep(0.05)
 line.sendall(b"dy\\\\nbeat\\\\n")
@@ -261,7 +261,7 @@ def test_other_kinds_of_binds(parents: Parents, kind: str) -> None:
             url = family.url()
             assert url.endswith(f":{one.getsockname()[1]}")
         transport = httpx.HTTPTransport()
-        assert len(both(url)) == 2
+        assert [json.loads(body)["stdin"] for body in both(url).values()] == [os.devnull] * 2
     with httpx.Client(transport=transport) as http:
         base = "http://shop" if kind == "unix" else url
         assert int(http.get(f"{base}/pid").text) in family.workers()
@@ -332,6 +332,7 @@ def test_sighup_is_passed_on_to_those_that_serve_and_kept_for_those_that_start(p
     family.process.send_signal(signal.SIGHUP)
     until(lambda: len(notes(parents, "hangup")) == 4, "both heard it again")
     assert notes(parents, "began")[2] in notes(parents, "hangup")
+    assert "died of SIGHUP" not in family.output()
     assert family.stop() == 0
 
 
