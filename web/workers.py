@@ -199,9 +199,9 @@ class Parent:
             self._changed = trio.Event()
             code = await self._live(worker)
             if self._stop.is_set():
-                # Before it is ready a worker does not know better than to die of the signal that it was sent.
-                is_early = code == -signal.SIGTERM and not worker.is_ready
-                if not is_early and not self._changed.is_set():
+                # While it serves a worker catches the signal that it was sent; it dies of it before that, and once all is done.
+                is_orderly = code == -signal.SIGTERM or self._changed.is_set()
+                if not is_orderly:
                     self._code = max(self._code, _exit_code(code))
             elif self._folders is not None:
                 await self._wait_for_change(worker, code)
