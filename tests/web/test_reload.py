@@ -177,8 +177,8 @@ def test_a_bad_command_line_ends_it_at_the_first_start_only(parents: Parents) ->
     assert family.wait() == 2
     family, url = start(parents)
     whole = (parents.folder / "shop.py").read_text()
-    (parents.folder / "shop.py").write_text(whole.replace("app = QuartTrio", "app = None; other = QuartTrio"))
-    family.until_said("waiting for a change")
+    (parents.folder / "shop.py").write_text(whole + "app = None\n")
+    family.until_said("ended with code 2: waiting for a change")
     (parents.folder / "shop.py").write_text(whole)
     until_it_says(family, url, "one")
 
