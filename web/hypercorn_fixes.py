@@ -37,11 +37,11 @@ from wsproto.frame_protocol import CloseReason
 
 from callboard.web.server_options import ServerOptions
 
-__all__ = ["SILENT_SECONDS", "ServeConfig", "fix"]
+__all__ = ["ServeConfig", "fix"]
 
 logger: Final = logging.getLogger("callboard.serve")
 
-SILENT_SECONDS: Final = ServerOptions.silent_seconds
+
 HANDSHAKE_SECONDS: Final = 15.0
 """A TLS handshake that takes longer is given up."""
 LINGER_SECONDS: Final = 2.0
