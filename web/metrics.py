@@ -3,7 +3,7 @@
 Counters and histograms are of what this process did itself, so that sums over processes are right; only ``callboard_jobs`` and
 ``callboard_queue_paused`` are of what the store holds, and are the same in all of them. Labels have few values: handlers, queues,
 statuses and verbs, never a job.
-docs/operating.md says what each one means.
+docs/telemetry.md says what each one means.
 """
 
 from collections.abc import Iterable, Iterator

@@ -183,7 +183,7 @@ async def test_the_page_lists_every_metric_and_no_other(open_site: OpenSite) -> 
     shown = {
         (family.name + ("_total" if family.type == "counter" else ""), family.type) for family in await families(site)
     }
-    page = (ROOT / "docs" / "operating.md").read_text()
+    page = (ROOT / "docs" / "telemetry.md").read_text()
     table = page.partition("| metric | kind |")[2].partition("\n\n")[0]
     listed = {(name, kind) for name, kind in re.findall(r"^\| `(\w+)` \| (\w+) \|", table, re.MULTILINE)}
     assert listed == shown
