@@ -82,10 +82,9 @@ def main() -> None:
 )
 @click.option(
     "--max-message-bytes",
-    default=_DEFAULTS.max_message_bytes,
-    show_default=True,
+    type=int,
     metavar="BYTES",
-    help="One websocket message; more is closed with 1009. Never less than a bulk request may have.",
+    help="One websocket message; more is closed with 1009. Without it, what a bulk request over a websocket needs.",
 )
 @click.option(
     "--keep-alive-seconds",

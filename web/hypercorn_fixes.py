@@ -86,7 +86,8 @@ class ServeConfig(Config):
         config.verify_mode = ssl.CERT_REQUIRED if options.ca_certs else None
         config.keep_alive_timeout = options.keep_alive_seconds
         config.h11_max_incomplete_size = options.max_header_bytes
-        config.websocket_max_message_size = options.max_message_bytes
+        if options.max_message_bytes is not None:
+            config.websocket_max_message_size = options.max_message_bytes
         config.websocket_ping_interval = options.ping_seconds
         config.silent_seconds = options.silent_seconds
         config.send_seconds = options.send_seconds

@@ -165,11 +165,14 @@ class _Server:
     def _config(self, listeners: Sequence[Listening]) -> ServeConfig:
         """Hypercorn's settings. It takes the sockets over, by their numbers."""
         needed = self._board.config.max_bulk_body_bytes + MESSAGE_MARGIN
-        max_message_bytes = self._options.max_message_bytes
-        if max_message_bytes < needed and max_message_bytes != ServerOptions.max_message_bytes:
-            logger.warning("websocket messages may have %d bytes, which the many-job socket needs", needed)
+        wanted = self._options.max_message_bytes
+        if wanted is not None and wanted < needed:
+            raise ConfigError(
+                f"max_message_bytes: {wanted} is less than the {needed} that the many-job socket takes;"
+                " give more, or less to max_bulk_body_bytes"
+            )
         numbers = tuple(f"fd://{one.socket.detach()}" for one in listeners)
-        config = ServeConfig.of(replace(self._options, bind=numbers, max_message_bytes=max(max_message_bytes, needed)))
+        config = ServeConfig.of(replace(self._options, bind=numbers, max_message_bytes=wanted or needed))
         config.graceful_timeout = GRACEFUL_SECONDS
         if self._certificate is not None:
             context = self._certificate.context

@@ -50,9 +50,9 @@ class ServerOptions:
     """More are answered 503 and closed."""
     max_header_bytes: int = 32 * 1024
     """Request line and headers together; more is answered 431."""
-    max_message_bytes: int = MIB
-    """One websocket message, all its fragments together; more is closed with 1009. At least what the many-job socket takes: a bulk
-    request's body and what stands round it."""
+    max_message_bytes: int | None = None
+    """One websocket message, all its fragments together; more is closed with 1009. None: what the many-job socket takes, which is
+    ``max_bulk_body_bytes`` and 4 kB for what stands round it. Less than that is refused when the server starts."""
 
     def __post_init__(self) -> None:
         for field, complaint in self._wrong():
@@ -72,7 +72,7 @@ class ServerOptions:
             yield "log_level", f"{self.log_level!r} is none of {', '.join(LOG_LEVELS)}"
         for field, (least, most) in _RANGES.items():
             value = getattr(self, field)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 yield field, f"{value:g} is not between {least:g} and {most:g}"
 
 

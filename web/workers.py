@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from callboard.web.binds import Listening, listening
+from callboard.web.logs import configure_logging
 from callboard.web.notify import notify, watchdog_seconds
 from callboard.web.reload import folders_of, summary, watch
 
@@ -79,7 +80,7 @@ def run_workers(
     as in ``ServerOptions.bind``. ``reload`` goes with one worker. ``scheme`` is that of the URLs that are printed.
     """
     level = logging.getLevelNamesMapping()[log_level.upper()]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(level, access=False)
     try:
         with listening(binds) as listeners:
             urls = [_url(one, scheme) for one in listeners]
