@@ -1,14 +1,15 @@
 """A server among hostile clients: everybody else is answered meanwhile, and afterwards everything is as it was.
 
-Attacked is a real ``callboard serve`` with ``hostile_app``, over raw sockets, by what ``hostile_http`` and ``hostile_ws`` hold, many at
-once and mixed at random: spoiled requests, framing, handshakes and frames; upgrades with trailing data; fragments without end; bombs;
-half-open, slow, silent and never-reading clients; resets in the middle of everything.
+Attacked is ``hostile_app`` in a process of its own, under the launcher that ``callboard serve`` runs, over raw sockets, by what
+``hostile_http`` and ``hostile_ws`` hold, many at once and mixed at random: spoiled requests, framing, handshakes and frames; upgrades
+with trailing data; fragments without end; bombs; half-open, slow, silent and never-reading clients; resets in the middle of everything.
 
 Measured is
 
 * during the attack, that the process lives, that its log holds no error, and that every round of the well-behaved clients is answered;
 * after two equal attacks, each followed by a silence: tasks, threads and descriptors are those of before the attacks, memory and objects
-  have not grown from the first silence to the second, and the process does nothing;
+  have not grown from the first silence to the second, and the process does nothing; what ``hostile_limpets`` holds is still there
+  when the silence begins and has to be got rid of by the server's own limits;
 * at the end, that it stops in time on SIGTERM with exit code 0, although hostile clients are still there.
 
 The seed is random and printed with every failure; ``CALLBOARD_FUZZ_SEED`` sets it. ``CALLBOARD_SOAK_SECONDS`` is how long the attacks of
