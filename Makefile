@@ -48,7 +48,7 @@ test: $(DEVELOPING) ## every test but the long ones, with branch coverage
 suite: $(DEVELOPING) ## the same tests without coverage
 	$(PYTEST) -n $(WORKERS) $(ARGS)
 
-soak: $(DEVELOPING) ## the long runs: hundreds of kill -9, many clients
+soak: $(DEVELOPING) ## the long runs: hundreds of kill -9, many clients, an hour of hostile ones (CALLBOARD_SOAK_SECONDS)
 	$(PYTEST) -m soak -o faulthandler_timeout=3600 $(ARGS)
 
 clean: ## remove the environments and whatever the tools left behind
