@@ -90,25 +90,22 @@ class Listening:
 
 @contextmanager
 def listening(binds: Sequence[str]) -> Iterator[list[Listening]]:
-    """A socket for each bind, in their order. Files of unix sockets are removed at the end; closing the sockets is up to who uses them.
+    """A socket for each bind, in their order. At the end those are closed that nobody has detached, and files of unix sockets removed.
 
     Raises OSError with what is wrong; nothing is open then.
     """
     opened: list[Listening] = []
     files: dict[str, tuple[int, int]] = {}
     try:
-        try:
-            for bind in binds:
-                opened.append(open_listening(bind))
-                if bind.startswith("unix:"):
-                    path = os.path.abspath(parse_bind(bind)[0])
-                    files[path] = _identity(path)
-        except OSError:
-            for one in opened:
-                one.socket.close()
-            raise
+        for bind in binds:
+            opened.append(open_listening(bind))
+            if bind.startswith("unix:"):
+                path = os.path.abspath(parse_bind(bind)[0])
+                files[path] = _identity(path)
         yield opened
     finally:
+        for one in opened:
+            one.socket.close()
         for path, identity in files.items():
             _remove(path, identity)
 

@@ -47,6 +47,8 @@ HANDSHAKE_SECONDS: Final = 15.0
 LINGER_SECONDS: Final = 2.0
 """A connection that we close is read and what comes thrown away for so long, or until the client closes it too: a socket that is closed
 with something unread is reset, and the client may never see its answer. Source: RFC 9112, 9.6."""
+ARRIVAL_SECONDS: Final = 0.5
+"""What the first request of a connection gets to arrive when the server has stopped listening."""
 LEAVE_SECONDS: Final = 5.0
 """An app that does not look at the news that its websocket's client has gone is cancelled after so long."""
 BUSY_SECONDS: Final = 1.0
@@ -74,6 +76,7 @@ class ServeConfig(Config):
 
     def __init__(self) -> None:
         self.connections: set[Connection] = set()
+        self.refused: set[Connection] = set()
 
     @classmethod
     def of(cls, options: ServerOptions) -> Self:
@@ -105,7 +108,7 @@ class ServeConfig(Config):
 
     def abort_connections(self) -> None:
         """Reset every connection that is open and cancel its tasks, so that no client keeps the server from ending."""
-        for connection in list(self.connections):
+        for connection in (*self.connections, *self.refused):
             connection.abort()
 
 
@@ -122,14 +125,16 @@ class Connection(TCPServer):
 
     async def run(self) -> None:
         """Hypercorn lets any exception of one connection end the server, and has no limit on their number."""
-        open_now = self.config.connections
-        if len(open_now) >= self.config.max_connections + MAX_REFUSALS:
-            self.cut()
-            return
-        open_now.add(self)
+        peers = self.config.connections
+        if len(peers) >= self.config.max_connections:
+            peers = self.config.refused
+            if len(peers) >= MAX_REFUSALS:
+                self.cut()
+                return
+        peers.add(self)
         try:
             with self._life:
-                if len(open_now) > self.config.max_connections:
+                if peers is self.config.refused:
                     await self._refuse()
                 else:
                     await super().run()
@@ -138,7 +143,7 @@ class Connection(TCPServer):
         except* Exception:
             logger.exception("a connection ended with an error that is none of its client's: the server goes on")
         finally:
-            open_now.discard(self)
+            peers.discard(self)
 
     async def _refuse(self) -> None:
         if isinstance(self.stream, trio.SSLStream):
@@ -185,9 +190,16 @@ class Connection(TCPServer):
         await self._close()
 
     async def _idle_timeout(self) -> None:
-        """An answer that ends as its client goes starts the timer when nobody would stop it."""
-        if self._has_reader:
-            await super()._idle_timeout()
+        """An answer that ends as its client goes starts the timer when nobody would stop it; and at shutdown Hypercorn closes a connection
+        that it has just accepted under its first request."""
+        if not self._has_reader:
+            return
+        with trio.move_on_after(self.config.keep_alive_timeout):
+            await self.context.terminated.wait()
+            if self.protocol.protocol.keep_alive_requests == 0:
+                await trio.sleep(ARRIVAL_SECONDS)
+        with trio.CancelScope(shield=True):
+            await self._initiate_server_close()
 
     async def _close(self) -> None:
         """Hypercorn's own raises OSError, and makes a send in another task raise BusyResourceError."""
@@ -377,6 +389,7 @@ class Websocket(WSStream):
     async def _send_pings(self) -> None:
         """Hypercorn sends pings and never looks for pongs, and its ``read_timeout`` would end every quiet request too. Here any frame
         counts as a sign of life, and after ``silent_seconds`` without one the connection is cut off."""
+        self._heard_at = trio.current_time()  # an app may take its time before it accepts
         with trio.CancelScope() as self._watch:
             if self.closed:
                 return

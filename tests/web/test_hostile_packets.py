@@ -364,7 +364,7 @@ async def test_who_takes_nothing_is_cut_off(
 ) -> None:
     """Also where the system does not find out, which TCP_USER_TIMEOUT lets it on TCP."""
     bind = f"unix:{tmp_path}/s" if over == "unix" else "127.0.0.1:0"
-    keys = {"certfile": str(certificate)} if over == "tls" else {}
+    keys = {"certfile": str(certificate), "keyfile": str(certificate)} if over == "tls" else {}
     async with served(bind=(bind,), send_seconds=SHORT, **keys) as server:
         stream: Any = await server.connect(4096)
         if over == "tls":
@@ -464,9 +464,22 @@ async def test_a_crowd_above_the_limit_is_reset(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hypercorn_fixes, "MAX_REFUSALS", 1)
     async with served(max_connections=1) as server, await server.connect(), await server.connect():
         with trio.fail_after(2):
-            while len(server.config.connections) < 2:  # noqa: ASYNC110 - what is waited for is behind a socket
+            while not server.config.refused:  # noqa: ASYNC110 - what is waited for is behind a socket
                 await trio.sleep(0.01)
         assert await server.talk(GOOD) == b""
+
+
+async def test_those_who_are_refused_take_no_place() -> None:
+    async with served(max_connections=1) as server, await server.connect() as stream, await server.connect():
+        await stream.send_all(b"GET /good HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        while await stream.receive_some():
+            pass
+        await stream.aclose()
+        assert server.config.refused, "the second is not there any more: this test tests nothing"
+        with trio.fail_after(2):
+            while server.config.connections:  # noqa: ASYNC110 - what is waited for is behind a socket
+                await trio.sleep(0.01)
+        assert (await server.talk(GOOD)).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("after", [b"", b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["first", "next"])
@@ -546,7 +559,7 @@ async def test_a_tls_handshake_that_never_ends_is_given_up(
     certificate: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ServeConfig, "ssl_handshake_timeout", SHORT)
-    async with served(certfile=str(certificate)) as server:
+    async with served(certfile=str(certificate), keyfile=str(certificate)) as server:
         for parts in ((b"",), (b"\x16\x03\x01\x02\x00",), (b"GET / HTTP/1.1\r\n\r\n",)):
             await server.talk(*parts)
         async with await server.connect():
@@ -562,7 +575,7 @@ async def test_a_tls_handshake_that_never_ends_is_given_up(
 
 
 async def test_clients_without_a_certificate_are_turned_away(certificate: Path, log: pytest.LogCaptureFixture) -> None:
-    async with served(certfile=str(certificate), ca_certs=str(certificate)) as server:
+    async with served(certfile=str(certificate), keyfile=str(certificate), ca_certs=str(certificate)) as server:
         async with trusting(await server.connect(), certificate) as stream:
             assert await talk(stream, GOOD) == b""
         async with trusting(await server.connect(), certificate, shows=certificate) as stream:

@@ -37,10 +37,18 @@ Launch = Callable[[], Awaitable[Site]]
 
 
 @asynccontextmanager
-async def launched(store_url: str) -> AsyncIterator[Site]:
+async def launched(store_url: str, **settings: Any) -> AsyncIterator[Site]:
     """The workshop's app under ``callboard serve``'s own ``serve``, with short intervals."""
     board, gates = Callboard(store=store_url, config=CONFIG), Gates()
     app = make_site_app(board, gates)
+
+    @app.websocket("/late")
+    async def late() -> None:
+        """One that takes longer to accept than silence is borne."""
+        await trio.sleep(SILENT * 1.5)
+        await websocket.accept()
+        await trio.sleep(SILENT / 2)
+        await websocket.send("here")
 
     @app.websocket("/own")
     async def own() -> None:
@@ -52,7 +60,7 @@ async def launched(store_url: str) -> AsyncIterator[Site]:
 
     send_signal, signals = trio.open_memory_channel[int](1)
     async with trio.open_nursery() as nursery:
-        options = ServerOptions(bind=("127.0.0.1:0",), ping_seconds=PING, silent_seconds=SILENT)
+        options = ServerOptions(bind=("127.0.0.1:0",), **{"ping_seconds": PING, "silent_seconds": SILENT, **settings})
         start = partial(serve, app, board, options=options, signals=signals)
         (url,) = await nursery.start(start)
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
@@ -112,12 +120,9 @@ async def test_a_peer_that_takes_nothing_either_is_dropped(store_url: str) -> No
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
-async def test_a_peer_of_server_sent_events_that_takes_nothing_is_dropped(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_of_server_sent_events_that_takes_nothing_is_dropped(store_url: str) -> None:
     """It cannot be pinged: the system finds out, since what was sent is not taken."""
-    monkeypatch.setattr(ServeConfig, "send_seconds", 1)
-    async with launched(store_url) as site:
+    async with launched(store_url, send_seconds=1) as site:
         job = await site.submit("/api/flood", 2000)
         async with events(site, job["id"], 0, buffer_bytes=4096):
             site.gates.open("flood")
@@ -127,6 +132,11 @@ async def test_a_peer_of_server_sent_events_that_takes_nothing_is_dropped(
                 while not await none_open(site):  # noqa: ASYNC110 - what is waited for is behind a socket
                     await trio.sleep(0.1)
         assert site.board.runtime.stats().subscribers == 0
+
+
+async def test_silence_counts_from_the_accept(store_url: str) -> None:
+    async with launched(store_url) as site, site.socket("/late") as socket:
+        assert await socket.get_message() == "here"
 
 
 async def test_a_peer_that_answers_pings_stays_and_so_do_quiet_requests(store_url: str) -> None:
@@ -260,7 +270,7 @@ def test_a_server_with_a_config_of_hypercorns_own_is_as_it_was() -> None:
 def test_every_setting_of_ours_is_one_of_hypercorns() -> None:
     """Config takes any attribute: one that is misspelt, or renamed there, would go unnoticed."""
     config = ServeConfig.of(ServerOptions(certfile="c", keyfile="k", ca_certs="a", bind=("unix:/x", "fd://3")))
-    ours = {"connections", "silent_seconds", "send_seconds", "max_connections"}
+    ours = {"connections", "refused", "silent_seconds", "send_seconds", "max_connections"}
     assert {name.lstrip("_") for name in vars(config)} - ours <= {name.lstrip("_") for name in vars(Config)}
     assert config.bind == ["unix:/x", "fd://3"] and config.keyfile == "k" and config.ssl_enabled
     assert config.verify_mode is ssl.CERT_REQUIRED and ServeConfig.of(ServerOptions()).verify_mode is None
