@@ -12,6 +12,7 @@ thread ends the process. That is for an event loop that is frozen and for jobs t
 
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 import trio
@@ -25,9 +26,11 @@ __all__ = ["GRACEFUL_SECONDS", "MARGIN_SECONDS", "Ending"]
 logger: Final = logging.getLogger("callboard.serve")
 
 GRACEFUL_SECONDS: Final = 1.0
-"""What requests that still run get once the drain is over."""
-MARGIN_SECONDS: Final = 1.0
-"""How long after the cut the watchdog ends the process."""
+"""What requests that still run get once the drain is over, as far as the drain time has not passed."""
+LEAST_SECONDS: Final = 2.0
+"""A shorter drain time than this is for the jobs only: the server itself still gets so long to stop."""
+MARGIN_SECONDS: Final = 0.5
+"""How long after the drain time the watchdog ends the process."""
 
 
 class Ending:
@@ -41,6 +44,8 @@ class Ending:
         self._notifier = notifier
         self._lead_seconds = lead_seconds
         self._cut = cut
+        self._closed_at = inf
+        """When every connection has to be cut off."""
         self._asked = trio.Event()
         self.stop = trio.Event()
         """Set when HTTP is to end."""
@@ -59,7 +64,7 @@ class Ending:
         status = f"{why}: draining {when}for up to {drain_seconds:g} s"
         logger.warning("%s", status)
         self._notifier.stopping(status)
-        self._watchdog.arm(self._lead_seconds + self._most_seconds, 0)
+        self._give(self._lead_seconds, 0)
         self._board.announce_end()
         self._asked.set()
 
@@ -72,18 +77,20 @@ class Ending:
             nursery.cancel_scope.cancel()
         logger.critical("the runtime has died: the server stops")
         self._notifier.stopping("the runtime has died")
-        self._watchdog.arm(self._most_seconds, 1)
+        self._give(0, 1)
         await self._close()
 
     async def _see_unasked_drain(self) -> None:
         """The runtime also drains when the app's lifespan was torn down round it; nobody has given that a deadline."""
         await self._board.runtime.drain_started.wait()
         if not self.has_begun:
-            self._watchdog.arm(self._most_seconds, 1)
+            self._give(0, 1)
 
-    @property
-    def _most_seconds(self) -> float:
-        return self._board.config.drain_seconds + GRACEFUL_SECONDS + MARGIN_SECONDS
+    def _give(self, lead_seconds: float, exit_code: int) -> None:
+        """The drain time from the end of the lead, and no more: whoever operates knows one number (decision 007)."""
+        seconds = lead_seconds + max(self._board.config.drain_seconds, LEAST_SECONDS)
+        self._closed_at = trio.current_time() + seconds
+        self._watchdog.arm(seconds + MARGIN_SECONDS, exit_code)
 
     async def _leave(self) -> None:
         await self._asked.wait()
@@ -93,5 +100,5 @@ class Ending:
 
     async def _close(self) -> None:
         self.stop.set()
-        await trio.sleep(GRACEFUL_SECONDS)
+        await trio.sleep_until(min(trio.current_time() + GRACEFUL_SECONDS, self._closed_at))
         self._cut()

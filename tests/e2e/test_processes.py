@@ -16,7 +16,9 @@ GRINDER = Path(__file__).with_name("grinder.py")
 SERVE = ["-m", "callboard.web.cli", "serve", "--bind", "127.0.0.1:0"]
 HYPERCORN = ["-m", "hypercorn", "-k", "trio", "--bind", "127.0.0.1:0"]
 
-UNGUARDED = GRINDER.read_text().partition("if __name__")[0] + "sys.exit(run(app, bind='127.0.0.1:0'))\n"
+UNGUARDED = (
+    GRINDER.read_text().partition("if __name__")[0] + "sys.exit(run(app, ServerOptions(bind=('127.0.0.1:0',))))\n"
+)
 
 
 def is_alive(pid: int) -> bool:
