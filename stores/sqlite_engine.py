@@ -46,6 +46,8 @@ class Engine:
         self.generation = 0
         """How many reading connections there were; ``PRAGMA data_version`` can be compared within one."""
         self._file: tuple[int, int] | None = None
+        self._is_in_doubt = False
+        """A write has failed since the last one that reached the disk."""
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What ``work`` returns, once all that it wrote is durable; nothing of it is when this raises anything."""
@@ -59,6 +61,7 @@ class Engine:
                 writer = await patiently(self._begin)
                 result = self._work(writer, work)
                 await self._commit(writer)
+                self._is_in_doubt = False
                 return result
             finally:
                 self._lock.release()
@@ -134,6 +137,8 @@ class Engine:
 
     def _work(self, writer: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
+            if self._is_in_doubt:
+                _touch(writer)
             return work(writer)
         except sqlite3.Error as error:
             self._give_up(writer)
@@ -150,6 +155,7 @@ class Engine:
             _fail(error)
 
     def _give_up(self, writer: sqlite3.Connection) -> None:
+        self._is_in_doubt = True
         self._roll_back(writer)
         self._close_writer()
 
@@ -188,6 +194,12 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         connection.rollback()
+
+
+def _touch(writer: sqlite3.Connection) -> None:
+    """Make the transaction write a page: on a full disk one that changes nothing succeeds, and would look as if there was room again."""
+    (version,) = writer.execute("PRAGMA user_version").fetchone()
+    writer.execute(f"PRAGMA user_version = {version}")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """Makes the file of an SQLite store whole, once, however many processes begin at the same moment."""
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -53,6 +54,13 @@ async def _create(path: Path, lock: FairLock) -> None:
 
 
 def _lay_out(path: Path) -> None:
+    try:
+        # It holds what clients send: nobody else's to read. SQLite gives the files beside it the same mode.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StoreRefused(f"no database can be made at {path} ({error.strerror}): check the directory") from error
     try:
         connection = sqlite3.connect(uri(path, "mode=rwc"), uri=True, timeout=0, isolation_level=None)
         try:

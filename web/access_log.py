@@ -13,7 +13,8 @@
 ``status``                 as answered. 101: a websocket. 499: the client left before there was an answer, and got none
 ``bytes``                  of the body, or of the messages to a websocket's client, as the app gave them to the server
 ``seconds``                from the request's head to the end of the answer, or of the websocket
-``cut``                    only where an answer did not reach its end: ``client`` (left) or ``server`` (error, time-out, shutdown)
+``cut``                    only where an answer did not reach its end: ``client`` (left) or ``server`` (error, time-out, shutdown);
+                           with 500 and no bytes as a rule nothing was sent, and the connection was closed instead
 ``close_code``             websockets only: as the app or the server closed, or if the client came first, as the server understood it
 ``messages_in``            websockets only: taken by the app
 ``messages_out``           websockets only
@@ -87,8 +88,8 @@ class AccessLog:
         exchange = kind(self._write, scope, receive, send)
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except trio.Cancelled:
-            exchange.was_cancelled = True
+        except BaseException as error:
+            exchange.was_cancelled = _is_cancelled(error)
             raise
         finally:
             exchange.end()
@@ -203,7 +204,8 @@ class _Request(_Exchange):
     def outcome(self) -> dict[str, Any]:
         """The fields that tell of the end."""
         fields = super().outcome()
-        if self._status is not None and not self._is_complete:
+        is_torn = self._status is not None or (self.was_cancelled and not self._has_left)
+        if is_torn and not self._is_complete:
             fields["cut"] = "client" if self._has_left else "server"
         return fields
 
@@ -265,6 +267,13 @@ class _Socket(_Exchange):
 
 
 _KINDS: Final[dict[str, type[_Exchange]]] = {"http": _Request, "websocket": _Socket}
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether it is nothing but a cancellation; from an app's nursery that comes as a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def _size(message: Any) -> int:

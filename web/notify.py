@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-__all__ = ["Notifier", "notify", "watchdog_seconds"]
+__all__ = ["Notifier", "notifier", "notify", "watchdog_seconds"]
 
 logger: Final = logging.getLogger("callboard.serve")
 
@@ -69,9 +69,14 @@ class Notifier:
             await trio.sleep(self._watchdog_seconds / 2)
 
 
+def notifier() -> Notifier:
+    """For a process that runs no code but ours: with the environment as it is."""
+    return Notifier(os.environ.get("NOTIFY_SOCKET"))
+
+
 def notify(*assignments: str) -> None:
-    """For a process that runs no code but ours: as ``Notifier.notify``, with the environment as it is."""
-    Notifier(os.environ.get("NOTIFY_SOCKET")).notify(*assignments)
+    """As ``notifier().notify``."""
+    notifier().notify(*assignments)
 
 
 def watchdog_seconds(environment: Mapping[str, str]) -> float | None:

@@ -108,7 +108,8 @@ KINDS: Final[dict[str, Kind]] = {
     "ServerError": Kind(500, "A bug; the server's log has more.", (CallboardError(),)),
     "Unavailable": Kind(
         503,
-        "The store cannot be reached, or the server shuts down. Repeating the request is safe.",
+        "The store cannot be reached, or the server shuts down. Repeat the request later; a submission without a key or an id may"
+        " then be accepted twice.",
         (StoreUnavailable(), ShuttingDown()),
         required=("Retry-After",),
     ),

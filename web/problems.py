@@ -38,7 +38,8 @@ _FIXED: Final[dict[type[CallboardError], str]] = {
     JobExists: "That id is taken by another request. Choose a new one.",
     KeyReused: "That Idempotency-Key came with another request before. Use a new key for a new request.",
     QueueFull: "The queue holds as many waiting jobs as it may; nothing was accepted. Try again later.",
-    StoreUnavailable: "The store cannot be reached at the moment. Repeating the request is safe.",
+    StoreUnavailable: "The store cannot be reached at the moment. Repeat the request later;"
+    " a submission without an Idempotency-Key or an id of its own may then be accepted twice.",
     ShuttingDown: "This server takes no new work. Repeat the request; it is safe.",
 }
 """Errors whose own text is not for clients."""

@@ -23,7 +23,7 @@ import trio
 
 from callboard.web.binds import Listening, listening
 from callboard.web.logs import configure_logging
-from callboard.web.notify import notify, watchdog_seconds
+from callboard.web.notify import notifier, notify, watchdog_seconds
 from callboard.web.reload import folders_of, summary, watch
 
 __all__ = [
@@ -331,8 +331,13 @@ class Parent:
         async for number in signals:
             if number == signal.SIGHUP and self._rereads:
                 self._reread_at = trio.current_time()
+                if self._is_up:
+                    # Before that, READY=1 would say too much.
+                    notifier().reloading()
                 # One that is not ready may not catch it yet; it is sent then.
                 self._send([one for one in self._workers if one.is_ready], number)
+                if self._is_up:
+                    notify("READY=1")
                 continue
             # As in a single server, SIGHUP is never the second: who closes a terminal sends several.
             count += number != signal.SIGHUP
@@ -350,7 +355,7 @@ class Parent:
         """Tell all workers to stop. The exit code will be ``code`` or what is worse."""
         self._code = max(self._code, code)
         if not self._stop.is_set():
-            notify("STOPPING=1")
+            notify("STOPPING=1", "STATUS=the workers drain")
             self._stop.set()
             self._send(self._workers, signal.SIGTERM)
 

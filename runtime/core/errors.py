@@ -118,7 +118,7 @@ class QueueFull(CallboardError):
 
 
 class StoreUnavailable(CallboardError):
-    """The store cannot be reached now; whether the last call took effect is unknown, repeating it is safe."""
+    """The store cannot be reached now; whether the last call took effect is unknown. A submission with a key or an id may be repeated."""
 
     http_status = 503
     retry_helps = True

@@ -55,7 +55,7 @@ async def test_ten_seconds_without_a_store(site: Site) -> None:
         assert sum(began < at < over for at in ticks) > LOCKED_SECONDS / 0.2 * 0.6, "the handler stood still"
         await until(lambda: watched.ended, "the stream has told the end")
         assert watched.document == await document(http, ticking[1])
-        # A 503 says that repeating is safe: whatever became of the first try, there is one job.
+        # With an id of its own repeating is safe: whatever became of the first try, there is one job.
         for job_id in tried:
             answer = await submit(http, job_id)
             assert answer.status_code in (200, 202)

@@ -1,5 +1,6 @@
 """What an SQLite store does when the disk, another program or a caller fails: whole or not at all, and then on."""
 
+import resource
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -121,6 +122,28 @@ async def test_a_real_full_database_undoes_the_whole_batch(tmp_path: Path) -> No
         assert await store.counts() == {("default", Status.QUEUED): 1}
         await submit(store, *range(2, 2000))
         assert await store.counts() == {("default", Status.QUEUED): 1999}
+
+
+async def test_on_a_full_disk_a_write_that_changes_nothing_fails_too(tmp_path: Path) -> None:
+    """It would look as if there was room again, and the next job would tell the contrary."""
+    path = tmp_path / "x.db"
+    async with opened(path) as store:
+        await submit(store, 1)
+        # Files grow no more, as where there is no room.
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name("x.db-wal").stat().st_size, hard))
+        try:
+            assert not await store.lapse(limit=10)
+            with pytest.raises(StoreUnavailable):
+                await submit(store, 2)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await store.lapse(limit=10)
+            assert await store.counts() == {("default", Status.QUEUED): 1}
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not await store.lapse(limit=10)
+        await submit(store, 2)
 
 
 async def test_a_bug_is_not_called_an_outage(tmp_path: Path) -> None:

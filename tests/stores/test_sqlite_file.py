@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import stat
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -42,6 +43,30 @@ async def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     assert scalar(path, "PRAGMA journal_mode") == "wal"
     assert scalar(path, "PRAGMA auto_vacuum") == 2
     assert scalar(path, "PRAGMA integrity_check") == "ok"
+
+
+def modes(path: Path) -> set[int]:
+    """Of the database and the files beside it that hold something of it."""
+    return {stat.S_IMODE(path.with_name(path.name + end).stat().st_mode) for end in ("", "-wal", "-shm")}
+
+
+async def test_the_file_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        async with opened(tmp_path / "x.db") as store:
+            await submit(store, 1)
+            assert modes(tmp_path / "x.db") == {0o600}
+    finally:
+        os.umask(before)
+
+
+async def test_a_file_that_was_made_before_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    path.touch()
+    path.chmod(0o660)
+    async with opened(path) as store:
+        await submit(store, 1)
+        assert modes(path) == {0o660}
 
 
 def text_file(path: Path) -> None:

@@ -58,7 +58,7 @@ class Family:
 
     def url(self) -> str:
         """Where they serve, as soon as they do."""
-        self.until_said("callboard: serving on http://")
+        self.until_said("callboard: serving on http")
         return self.output().split("callboard: serving on ")[1].split()[0]
 
     def until_said(self, text: str, times: int = 1) -> None:

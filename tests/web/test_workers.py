@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -499,6 +500,9 @@ def test_a_worker_that_ends_under_load_loses_no_new_connection(pair: Family, how
 
 # The service manager
 
+CERTIFICATES = Path(__file__).parent / "certificates"
+TLS = ("--certfile", str(CERTIFICATES / "server.pem"), "--keyfile", str(CERTIFICATES / "server.key"))
+
 
 @pytest.fixture
 def heard(parents: Parents) -> Iterator[Callable[[], list[str]]]:
@@ -543,3 +547,22 @@ def test_the_service_manager_hears_of_all_workers_from_the_parent(
     until(lambda: "STATUS=2 of 2 workers serve" in heard()[-5:], "and that it is made good")
     assert family.stop() == 0
     assert "STOPPING=1" in heard()
+
+
+def test_the_service_manager_hears_that_the_workers_reread_their_certificate(
+    parents: Parents, heard: Callable[[], list[str]]
+) -> None:
+    """With Type=notify-reload it waits for both, and takes a reload without them for a failed one."""
+    family = parents.serve(
+        "shop.py:app",
+        *("--store", "sqlite:///jobs.db", "--workers", "2", *TLS),
+        environment={"NOTIFY_SOCKET": str(parents.folder / "notify")},
+    )
+    family.url()
+    until(lambda: "STATUS=2 of 2 workers serve" in heard(), "they serve")
+    family.process.send_signal(signal.SIGHUP)
+    until(lambda: "RELOADING=1" in heard(), "it rereads")
+    until(lambda: "READY=1" in heard()[heard().index("RELOADING=1") :], "it is ready again")
+    assert any(re.fullmatch("MONOTONIC_USEC=[0-9]+", one) for one in heard())
+    assert family.stop() == 0
+    assert "STATUS=the workers drain" in heard()
