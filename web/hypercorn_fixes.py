@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 from typing import Any, Final, Self, cast
-from urllib.parse import urlsplit
 
 import h11
 import trio
@@ -28,7 +27,7 @@ from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol import h11 as http1
 from hypercorn.protocol.events import Body, Data, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
 from hypercorn.trio import run, tcp_server
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -289,13 +288,13 @@ class Http1(H11Protocol):
             await self.send(Closed())
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        """Hypercorn switches to HTTP/2 here, and lets through what no app expects. Raises RemoteProtocolError, UnicodeError."""
+        """Hypercorn switches to HTTP/2 here, and takes a body whose end a proxy in front may see elsewhere. Raises RemoteProtocolError."""
         if event.http_version not in (b"1.0", b"1.1"):
             raise h11.RemoteProtocolError("HTTP/1 only", error_status_hint=505)
-        if not _is_target(event.target.decode("ascii")):
-            raise h11.RemoteProtocolError("no path")
-        # Quart answers a name that cannot be one with 500 and a traceback.
-        dict(event.headers).get(b"host", b"").decode("latin1").encode("idna")
+        names = {name for name, _ in event.headers}
+        if b"transfer-encoding" in names and (b"content-length" in names or event.http_version == b"1.0"):
+            # RFC 9112, 6.1: who goes on with such a connection is open to request smuggling.
+            raise h11.RemoteProtocolError("two lengths of one body")
 
     async def _maybe_recycle(self) -> None:
         """Hypercorn tells the app of the end before it is through; an app that then cancels its send keeps it from closing."""
@@ -339,6 +338,8 @@ class Websocket(WSStream):
                 await self._settled.wait()
             if not self.handshake.accepted:
                 self.closed = True
+                if self.state is ASGIWebsocketState.HANDSHAKE:
+                    await self._send_error_response(400)
         if isinstance(event, StreamClosed):
             self._is_ended = True
             self._settled.set()
@@ -407,16 +408,6 @@ class Websocket(WSStream):
             if left <= 0 and not self._is_busy:
                 return
             await trio.sleep(left if left > 0 else BUSY_SECONDS)
-
-
-def _is_target(target: str) -> bool:
-    if target.startswith("/") or target == "*":
-        return True
-    try:
-        parts = urlsplit(target)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and parts.path.startswith("/")
 
 
 def fix() -> None:
