@@ -53,7 +53,8 @@ LEAVE_SECONDS: Final = 5.0
 BUSY_SECONDS: Final = 1.0
 """When to look again at a peer whose messages the app does not take."""
 SEND_BYTES: Final = 2**14
-"""A peer has to take so much in ``send_seconds``: what trio lets wait in the system's buffer (TCP_NOTSENT_LOWAT)."""
+"""A peer has to take so much in ``send_seconds``: what trio lets wait in the system's buffer (TCP_NOTSENT_LOWAT). Of a peer that reads
+slowly we hear more seldom: its system opens the window again only when about half of its receive buffer is empty."""
 MAX_REFUSALS: Final = 32
 """So many connections above the limit are answered at a time; yet more are reset."""
 REFUSAL: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -270,10 +271,28 @@ class Tasks(TaskGroup):
         return put_or_tell
 
 
+class Requests(h11.Connection):
+    """What a client asks. h11 itself takes the answer from a last request (``Connection: close``, HTTP/1.0) that anything follows, be it
+    an empty line: it gets 400, when the app is at work on it already. RFC 9112, 9.6: what follows is not looked at."""
+
+    def receive_data(self, data: bytes) -> None:
+        """Take in what has come."""
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> Any:
+        """What has come."""
+        return h11.NEED_DATA if self.their_state is h11.MUST_CLOSE else super().next_event()
+
+
 class Http1(H11Protocol):
     """HTTP/1 on one connection."""
 
     _is_over = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection = Requests(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
 
     async def handle(self, event: Event) -> None:
         """Hypercorn lets out what it cannot decode of a websocket's headers, and works on what comes after it has closed."""
