@@ -5,7 +5,7 @@ unhandled exception in the server, with a traceback in the log for what a client
 """
 
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from callboard.web.early_refusal import Receive, Scope, Send, refuse
 
@@ -44,7 +44,10 @@ def _is_host(host: str) -> bool:
 
 
 def _is_target(path: str) -> bool:
+    if path.startswith("/") or path == "*":
+        return True
     try:
-        return path.startswith("/") or (path != "" and urlparse(path) is not None)
+        parts = urlsplit(path)
     except ValueError:
         return False
+    return parts.scheme in ("http", "https") and parts.path.startswith("/")

@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 from typing import Any, Final, Self, cast
-from urllib.parse import urlsplit
 
 import h11
 import trio
@@ -28,7 +27,7 @@ from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol import h11 as http1
 from hypercorn.protocol.events import Body, Data, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
 from hypercorn.trio import run, tcp_server
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -54,7 +53,8 @@ LEAVE_SECONDS: Final = 5.0
 BUSY_SECONDS: Final = 1.0
 """When to look again at a peer whose messages the app does not take."""
 SEND_BYTES: Final = 2**14
-"""A peer has to take so much in ``send_seconds``: what trio lets wait in the system's buffer (TCP_NOTSENT_LOWAT)."""
+"""A peer has to take so much in ``send_seconds``: what trio lets wait in the system's buffer (TCP_NOTSENT_LOWAT). Of a peer that reads
+slowly we hear more seldom: its system opens the window again only when about half of its receive buffer is empty."""
 MAX_REFUSALS: Final = 32
 """So many connections above the limit are answered at a time; yet more are reset."""
 REFUSAL: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -271,10 +271,28 @@ class Tasks(TaskGroup):
         return put_or_tell
 
 
+class Requests(h11.Connection):
+    """What a client asks. h11 itself takes the answer from a last request (``Connection: close``, HTTP/1.0) that anything follows, be it
+    an empty line: it gets 400, when the app is at work on it already. RFC 9112, 9.6: what follows is not looked at."""
+
+    def receive_data(self, data: bytes) -> None:
+        """Take in what has come."""
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> Any:
+        """What has come."""
+        return h11.NEED_DATA if self.their_state is h11.MUST_CLOSE else super().next_event()
+
+
 class Http1(H11Protocol):
     """HTTP/1 on one connection."""
 
     _is_over = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection = Requests(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
 
     async def handle(self, event: Event) -> None:
         """Hypercorn lets out what it cannot decode of a websocket's headers, and works on what comes after it has closed."""
@@ -289,13 +307,13 @@ class Http1(H11Protocol):
             await self.send(Closed())
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        """Hypercorn switches to HTTP/2 here, and lets through what no app expects. Raises RemoteProtocolError, UnicodeError."""
+        """Hypercorn switches to HTTP/2 here, and takes a body whose end a proxy in front may see elsewhere. Raises RemoteProtocolError."""
         if event.http_version not in (b"1.0", b"1.1"):
             raise h11.RemoteProtocolError("HTTP/1 only", error_status_hint=505)
-        if not _is_target(event.target.decode("ascii")):
-            raise h11.RemoteProtocolError("no path")
-        # Quart answers a name that cannot be one with 500 and a traceback.
-        dict(event.headers).get(b"host", b"").decode("latin1").encode("idna")
+        names = {name for name, _ in event.headers}
+        if b"transfer-encoding" in names and (b"content-length" in names or event.http_version == b"1.0"):
+            # RFC 9112, 6.1: who goes on with such a connection is open to request smuggling.
+            raise h11.RemoteProtocolError("two lengths of one body")
 
     async def _maybe_recycle(self) -> None:
         """Hypercorn tells the app of the end before it is through; an app that then cancels its send keeps it from closing."""
@@ -339,6 +357,8 @@ class Websocket(WSStream):
                 await self._settled.wait()
             if not self.handshake.accepted:
                 self.closed = True
+                if self.state is ASGIWebsocketState.HANDSHAKE:
+                    await self._send_error_response(400)
         if isinstance(event, StreamClosed):
             self._is_ended = True
             self._settled.set()
@@ -407,16 +427,6 @@ class Websocket(WSStream):
             if left <= 0 and not self._is_busy:
                 return
             await trio.sleep(left if left > 0 else BUSY_SECONDS)
-
-
-def _is_target(target: str) -> bool:
-    if target.startswith("/") or target == "*":
-        return True
-    try:
-        parts = urlsplit(target)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and parts.path.startswith("/")
 
 
 def fix() -> None:

@@ -24,7 +24,7 @@ async def test_a_host_that_can_be_none_is_400(request_line: str, caplog: pytest.
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-@pytest.mark.parametrize("target", ["?x", "http://[/x"])
+@pytest.mark.parametrize("target", ["?x", "http://[/x", "x:80", "ftp://x/y", "http://x"])
 async def test_a_target_that_is_no_path_is_400(target: str, caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as site, await connect(site.url) as line:
         await line.send_all(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

@@ -210,6 +210,17 @@ ANSWERED: dict[str, tuple[tuple[bytes, ...], bytes]] = {
     "no path": ((b"GET ?x HTTP/1.1\r\nHost: a\r\n\r\n",), BAD_REQUEST),
     "a URL that is none": ((b"GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n",), BAD_REQUEST),
     "a tunnel": ((b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",), BAD_REQUEST),
+    "two lengths of one body": (
+        (
+            b"POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n",
+        ),
+        BAD_REQUEST,
+    ),
+    "chunks in HTTP/1.0": (
+        (b"POST /slow HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"0\r\n\r\n"),
+        BAD_REQUEST,
+    ),
     "a header without end": ((b"GET / HTTP/1.1\r\nx: " + b"x" * HEADER_BYTES, b"x"), b"HTTP/1.1 431 "),
     "a header that is more than is read": ((b"GET / HTTP/1.1\r\nx: " + b"x" * 500_000,), b"HTTP/1.1 431 "),
     "HTTP/2 with prior knowledge": ((b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",), b"HTTP/1.1 505 "),
@@ -224,7 +235,10 @@ ANSWERED: dict[str, tuple[tuple[bytes, ...], bytes]] = {
         b"HTTP/1.1 100 ",
     ),
     "rubbish after a request": ((b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n", b"\0\0\0"), b"HTTP/1.1 "),
-    "rubbish after the last request": ((GOOD, b"\0\0\0"), b"HTTP/1.1 "),
+    "rubbish after the last request": ((GOOD, b"\0\0\0"), b"HTTP/1.1 200 "),
+    "an empty line behind the last request": ((GOOD.replace(b"/good", b"/slow") + b"\r\n",), b"HTTP/1.1 200 "),
+    "rubbish while the last request is answered": ((GOOD.replace(b"/good", b"/slow"), b"\0\0\0"), b"HTTP/1.1 200 "),
+    "a request behind the last of HTTP/1.0": ((b"GET /slow HTTP/1.0\r\n\r\n" + GOOD,), b"HTTP/1.1 200 "),
     "a subprotocol of bytes": ((upgrade("/echo", b"Sec-WebSocket-Protocol: \xe9\r\n"),), BAD_REQUEST),
     "an extension of bytes": ((upgrade("/echo", b"Sec-WebSocket-Extensions: \xe9\r\n"),), BAD_REQUEST),
     "another version of websockets": ((upgrade("/echo", version=b"7"),), BAD_REQUEST),
@@ -274,6 +288,13 @@ FRAMES: dict[str, tuple[tuple[bytes, ...], int]] = {
     "endless": ((frame(2, bytes(900), first=0), *[frame(0, bytes(900), first=0) * 50] * 5), 1009),
     "a close": ((CLOSE,), 1000),
 }
+
+
+async def test_a_host_of_the_longest_name_is_one_with_its_port_too(log: pytest.LogCaptureFixture) -> None:
+    async with served() as server:
+        answer = await server.talk(GOOD.replace(b"Host: a", b"Host: " + b"x" * 63 + b":65535"))
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+    assert complaints(log) == []
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -612,7 +633,8 @@ async def test_an_app_that_never_accepts_hears_of_a_client_that_does_not_wait(
     monkeypatch.setattr(hypercorn_fixes, "LEAVE_SECONDS", SHORT)
     app = make_app()
     async with served(app) as server:
-        assert await server.talk(upgrade("/never"), frame(1, b"x")) == b""
+        answer = await server.talk(upgrade("/never"), frame(1, b"x"))
+        assert answer.startswith(BAD_REQUEST), answer
         await server.is_clean()
     assert app.ended == ["never"]  # type: ignore[attr-defined]
     assert complaints(log) == []
