@@ -128,6 +128,7 @@ class Callboard:
             max_bulk_body_bytes=self.config.max_bulk_body_bytes,
             body_seconds=self.config.body_seconds,
         )
+        # HostCheck comes first: BodyLimit looks up routes, and trips as Quart does. Of the other two each leaves alone what the other bounds.
         app.asgi_app = HostCheck(SocketLimit(app, bodies))  # type: ignore[method-assign]
         pass_departures(app)
         mount_jobs(app, self)
