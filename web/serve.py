@@ -75,7 +75,7 @@ def run(
     board = board_of(app)
     if store is not None:
         board.use_store(store)
-    configure_logging(logging.getLevelNamesMapping()[options.log_level.upper()], access=options.access_log)
+    configure_logging(options.log_level, access=options.access_log)
     allow_descriptors(options.max_connections + OTHER_DESCRIPTORS)
     return trio.run(_run, app, board, options, surroundings or Surroundings.of(os.environ))
 
@@ -141,7 +141,7 @@ class _Server:
         self._certificate = _certificate(self._options, self._surroundings.key_password)
         with listening(self._options.bind) as listeners:
             self._warn_if_open(listeners)
-            urls = [self._url(one) for one in listeners]
+            urls = [one.url("http" if self._certificate is None else "https") for one in listeners]
             config = self._config(listeners)
             ending = Ending(
                 self._board, self._watchdog, self._notifier, self._options.lead_seconds, config.abort_connections
