@@ -172,17 +172,10 @@ class _Server:
                 " give more, or less to max_bulk_body_bytes"
             )
         numbers = tuple(f"fd://{one.socket.detach()}" for one in listeners)
-        config = ServeConfig.of(replace(self._options, bind=numbers, max_message_bytes=wanted or needed))
+        options = replace(self._options, bind=numbers, max_message_bytes=wanted or needed)
+        config = ServeConfig.of(options, None if self._certificate is None else self._certificate.context)
         config.graceful_timeout = GRACEFUL_SECONDS
-        if self._certificate is not None:
-            context = self._certificate.context
-            config.create_ssl_context = lambda: context  # type: ignore[method-assign]
         return config
-
-    def _url(self, one: Listening) -> str:
-        if one.address.startswith("unix:"):
-            return one.address
-        return f"{'http' if self._certificate is None else 'https'}://{one.address}"
 
     def _warn_if_open(self, listeners: Sequence[Listening]) -> None:
         if self._board.access.authorize is not None or self._options.ca_certs is not None:
