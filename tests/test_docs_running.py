@@ -23,7 +23,7 @@ from callboard.runtime import Config
 from callboard.stores import sqlite_file
 from callboard.web import Callboard
 from callboard.web.cli import THREADS_SECONDS, serve
-from callboard.web.ending import GRACEFUL_SECONDS, MARGIN_SECONDS
+from callboard.web.ending import MARGIN_SECONDS
 from callboard.web.server_options import ServerOptions
 from callboard.web.submission import UNSTORED_HEADERS
 
@@ -31,7 +31,7 @@ SECURITY = (DOCS / "security.md").read_text()
 OPERATIONS = (DOCS / "operations.md").read_text()
 SOURCES = [path for folder in ("runtime", "stores", "web") for path in (DOCS.parent / folder).rglob("*.py")]
 
-END_SECONDS = GRACEFUL_SECONDS + MARGIN_SECONDS + THREADS_SECONDS
+END_SECONDS = MARGIN_SECONDS + THREADS_SECONDS
 """From the end of the drain to the end of the process, at most; the second for threads of the app's own."""
 
 BOUNDS = [
