@@ -45,11 +45,7 @@ def _is_host(host: str) -> bool:
 
 
 def _is_target(path: str) -> bool:
-    if path.startswith("/"):
-        return True
     try:
-        # As Quart does with a whole URL.
-        urlparse(path)
+        return path.startswith("/") or (path != "" and urlparse(path) is not None)
     except ValueError:
         return False
-    return path != ""
