@@ -12,7 +12,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -25,6 +25,7 @@ from quart_trio import QuartTrio
 from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
 from callboard.web.access_log import AccessLog, probes
+from callboard.web.asgi import ASGIApp
 from callboard.web.binds import Listening, listening
 from callboard.web.board import Callboard
 from callboard.web.ending import GRACEFUL_SECONDS, Ending
@@ -227,7 +228,7 @@ def _certificate(options: ServerOptions, password: str) -> Certificate | None:
     return Certificate(options.certfile, options.keyfile, ca_certs=options.ca_certs, password=password)
 
 
-def _outermost(app: Any, board: Callboard, options: ServerOptions) -> Any:
+def _outermost(app: ASGIApp, board: Callboard, options: ServerOptions) -> ASGIApp:
     """The app in what is the launcher's own, the innermost first. Paths are logged as clients see them."""
     app = HeaderLimit(app, max_bytes=options.max_header_bytes)
     if options.access_log:
@@ -238,7 +239,11 @@ def _outermost(app: Any, board: Callboard, options: ServerOptions) -> Any:
 
 
 async def _until_served(
-    start: Any, ending: Ending, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Sequence[str]]
+    start: Callable[..., Awaitable[None]],
+    ending: Ending,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[Sequence[str]],
 ) -> None:
     await start(task_status=task_status)
     if not ending.stop.is_set():
