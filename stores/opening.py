@@ -9,7 +9,7 @@ from callboard.stores.memory import MemoryStore
 from callboard.stores.sqlite import SqliteStore
 from callboard.stores.sqlite_engine import Synchronous
 
-__all__ = ["is_private", "open_store"]
+__all__ = ["open_store", "require_shared"]
 
 _SYNCHRONOUS: Final[dict[str, Synchronous]] = {"full": "FULL", "normal": "NORMAL"}
 
@@ -38,9 +38,10 @@ def open_store(url: str) -> Store:
     raise ConfigError(f"no store has a URL like that: {_ACCEPTED}")
 
 
-def is_private(store: str | Store) -> bool:
-    """Whether no other process sees what is in that store, or in the one of that URL. Raises ConfigError for a URL of none."""
-    return isinstance(open_store(store) if isinstance(store, str) else store, MemoryStore)
+def require_shared(store: str | Store) -> None:
+    """Raises ConfigError if no other process can see what is in that store, or in the one of that URL; or for a URL of none."""
+    if isinstance(open_store(store) if isinstance(store, str) else store, MemoryStore):
+        raise ConfigError("several workers need a store that they share, and memory is each one's own: use SQLite")
 
 
 def _synchronous(query: str) -> Synchronous:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["Serve", "ServerProcess"]
+__all__ = ["Serve", "ServerProcess", "run_callboard"]
 
 START_SECONDS = 30
 _URL = re.compile(r"serving on (https?://\S+|unix:\S+)")
@@ -51,6 +51,19 @@ class ServerProcess:
             time.sleep(0.02)
         self.process.kill()
         raise AssertionError(f"the server did not start, exit code {self.process.wait()}:\n{self.output()}")
+
+
+def run_callboard(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``callboard`` with these arguments, which has to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "callboard.web.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 Serve = Callable[..., ServerProcess]

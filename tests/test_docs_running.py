@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -16,12 +17,13 @@ import click
 import pytest
 from msgspec.structs import fields as struct_fields
 from quart_trio import QuartTrio
-from tests.test_docs import DOCS, blocks
+from tests.test_docs import DOCS, blocks, rows
 
 from callboard.runtime import Config
 from callboard.stores import sqlite_file
 from callboard.web import Callboard
-from callboard.web.cli import serve
+from callboard.web.cli import THREADS_SECONDS, serve
+from callboard.web.ending import MARGIN_SECONDS
 from callboard.web.server_options import ServerOptions
 from callboard.web.submission import UNSTORED_HEADERS
 
@@ -29,7 +31,7 @@ SECURITY = (DOCS / "security.md").read_text()
 OPERATIONS = (DOCS / "operations.md").read_text()
 SOURCES = [path for folder in ("runtime", "stores", "web") for path in (DOCS.parent / folder).rglob("*.py")]
 
-END_SECONDS = 2 + 5
+END_SECONDS = MARGIN_SECONDS + THREADS_SECONDS
 """From the end of the drain to the end of the process, at most; the second for threads of the app's own."""
 
 BOUNDS = [
@@ -109,10 +111,9 @@ def test_metrics_are_those_of_telemetry() -> None:
 
 
 def test_log_lines_are_those_of_the_code() -> None:
-    table = OPERATIONS.partition("| line of the log | of | means |\n|---|---|---|\n")[2].partition("\n\n")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert len(rows) > 5
-    for line, logger, meaning in rows:
+    table = rows(DOCS / "operations.md", "| line of the log | of | means |")
+    assert len(table) > 5
+    for line, logger, meaning in table:
         for text in re.findall(r"`([^`]+)`", line + meaning):
             if text.startswith("job.") or text == "authorize":
                 continue
@@ -191,3 +192,18 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
     complaints = [line for line in checked.stderr.splitlines() if "shop." in line]
     assert not complaints, complaints
+
+
+def test_every_upstream_fault_names_a_page_and_what_mends_it() -> None:
+    upstream = DOCS / "upstream"
+    mends = rows(upstream / "README.md", "| fault | of | known as | mended here by |")
+    told = {one(r"\]\(([\w-]+\.md)\)", fault) for fault, *_ in mends}
+    assert told == {page.name for page in upstream.glob("*.md")} - {"README.md"}
+    for fault, _, _, mend in mends:
+        module = "callboard.web.hypercorn_fixes"
+        for name in re.findall(r"`([\w./]+)`", mend):
+            if name.startswith("web/"):
+                module = "callboard." + name.removesuffix(".py").replace("/", ".")
+                assert pkgutil.resolve_name(module)
+            else:
+                assert pkgutil.resolve_name(name if name.startswith("callboard.") else f"{module}:{name}"), fault

@@ -62,6 +62,12 @@ def ruff_order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name
 
 
+def test_the_map_of_the_web_names_every_module_once() -> None:
+    table = (importlib.import_module("callboard.web").__doc__ or "").split("\n\n")[1]
+    named = re.findall(r"\w+", re.sub(r"(?m)^ +[^,\n]+? \.+ ", " ", table))
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "web").glob("[!_]*.py"))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_file_is_short_and_so_are_its_functions(path: Path) -> None:
     source = path.read_text()

@@ -1,4 +1,22 @@
-"""The Quart extension, the command line and the server."""
+"""The Quart extension, the command line and the server.
+
+    the extension ........... board, options, checks, access, lifespan, mounting, metrics
+    a request with a job .... mapping, submission, body, ndjson, bulk
+    routes about jobs ....... jobs, operating, lookup, pages, cursors
+    streams ................. websocket, multistream, sse, outbox
+    in and out of the wire .. parsing, render, answers, responses, problems
+    the OpenAPI document .... openapi, openapi_mapped, openapi_operating, openapi_parts, openapi_paths, openapi_refusals,
+                              openapi_routes, openapi_schemas
+    bounds round the app .... limits, inbound, socket_limit, host_check, early_refusal, asgi
+    generations of Quart .... compat, generations
+    the server .............. serve, server_options, surroundings, binds, tls, ending, watchdog, notify, logs, hypercorn_fixes
+      round the app there ... rootpath, access_log, header_limit
+      of several processes .. workers, reload
+    for people .............. cli, demo, ui
+
+What a client sends goes through RootPath, AccessLog and HeaderLimit, which are the server's, then through HostCheck, SocketLimit,
+BodyLimit and Lifespan, which are the extension's, and so to Quart.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -35,13 +35,14 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 from urllib.parse import quote
 
 import trio
 
 from callboard.runtime.core.document import format_time
+from callboard.web.asgi import ASGIApp, Receive, Scope, Send
 
 __all__ = ["LOGGER_NAME", "AccessLog", "probes"]
 
@@ -61,10 +62,6 @@ _TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9
 """Source: W3C Trace Context, section 3.2."""
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
-Scope = Any
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
-
 
 def probes(prefix: str) -> frozenset[str]:
     """The paths under a board's prefix that machines ask for every few seconds."""
@@ -74,7 +71,7 @@ def probes(prefix: str) -> frozenset[str]:
 class AccessLog:
     """``app`` with a line for each request; those for the paths in ``quiet`` are at DEBUG unless they are refused."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], quiet: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, quiet: Collection[str] = ()) -> None:
         self._app = app
         self._quiet = frozenset(quiet)
         self._logger = logging.getLogger(LOGGER_NAME)

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Listening", "inherited_binds", "listening", "open_listening", "parse_bind"]
+__all__ = ["LISTEN_VARIABLES", "Listening", "inherited_binds", "listening", "open_listening", "parse_bind"]
 
 BACKLOG: Final = 100
 """Connections to a unix socket that may wait until the server takes them."""
 _UNIX_UMASK: Final = 0o117
+LISTEN_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+"""By these systemd says what sockets it has opened, and for which process. Source: sd_listen_fds(3), as the next."""
 _FIRST_INHERITED: Final = 3
-"""Source: sd_listen_fds(3)."""
 
 
 def parse_bind(bind: str) -> tuple[str, int]:
@@ -51,11 +52,11 @@ def parse_bind(bind: str) -> tuple[str, int]:
 
 
 def inherited_binds(environment: MutableMapping[str, str]) -> tuple[str, ...]:
-    """The sockets that systemd opened for this process; what says so is taken out of the environment. Source: sd_listen_fds(3)."""
+    """The sockets that systemd opened for this process; what says so is taken out of the environment."""
     if environment.get("LISTEN_PID") != str(os.getpid()):
         return ()
     count = environment.get("LISTEN_FDS", "")
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+    for name in LISTEN_VARIABLES:
         environment.pop(name, None)
     if not (count.isascii() and count.isdigit() and len(count) < 5):
         return ()
@@ -69,7 +70,7 @@ class Listening:
     socket: socket.socket
     family: int
     name: Any
-    """As ``getsockname`` gives it."""
+    """As ``getsockname`` gives it, which a socket that was handed on can no longer tell."""
 
     @property
     def address(self) -> str:
@@ -79,6 +80,10 @@ class Listening:
         if self.family == socket.AF_INET6:
             return f"[{self.name[0]}]:{self.name[1]}"
         return f"unix:{os.fsdecode(self.name)}"
+
+    def url(self, scheme: str) -> str:
+        """The same with a scheme, which a unix socket has not."""
+        return self.address if self.address.startswith("unix:") else f"{scheme}://{self.address}"
 
     @property
     def is_local(self) -> bool:

@@ -24,7 +24,7 @@ from callboard.runtime import Config, Handlers, Runtime, ShuttingDown, open_runt
 from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
 from callboard.runtime.handlers import make_handler
-from callboard.stores.opening import is_private, open_store
+from callboard.stores.opening import open_store, require_shared
 from callboard.web.access import Access, Authorize, Identify
 from callboard.web.checks import check_mapping, check_route, checked_origins, checked_responses, require_hook
 from callboard.web.compat import pass_departures
@@ -128,6 +128,7 @@ class Callboard:
             max_bulk_body_bytes=self.config.max_bulk_body_bytes,
             body_seconds=self.config.body_seconds,
         )
+        # HostCheck is the outermost: BodyLimit looks up routes, and would trip as Quart does. The order of the others does not matter.
         app.asgi_app = HostCheck(SocketLimit(app, bodies))  # type: ignore[method-assign]
         pass_departures(app)
         mount_jobs(app, self)
@@ -267,8 +268,7 @@ class Callboard:
 
     def require_shared_store(self) -> None:
         """Raises ConfigError for a store that other processes cannot see."""
-        if is_private(self._chosen_store()):
-            raise ConfigError("several workers need a store that they share, and memory is each one's own: use SQLite")
+        require_shared(self._chosen_store())
 
     @property
     def refused(self) -> CallboardError | None:

@@ -114,16 +114,15 @@ def serve(
     """
     options = _options(bind, settings)
     if store is not None:
-        check_store(store)
+        check_store(store, is_shared=workers > 1)
     if workers < 1:
         raise click.BadParameter(f"{workers} is less than 1", param_hint="--workers")
     if workers > 1 and reload:
         raise click.BadParameter("it is for one worker", param_hint="--reload")
-    if workers > 1 and store is not None and store.startswith("memory:"):
-        text = "several workers need a store that they share, and memory is each one's own: use SQLite"
-        raise click.BadParameter(text, param_hint="--store")
     if workers > 1 or reload:
-        sys.exit(_run_workers(_arguments_for_workers(context), options, workers, reload))
+        from callboard.web.workers import run_workers
+
+        sys.exit(run_workers(_arguments_for_workers(context), options, workers=workers, reload=reload))
     from callboard.runtime.core.errors import ConfigError
     from callboard.web import serve as server
     from callboard.web.surroundings import Surroundings
@@ -171,13 +170,6 @@ def _arguments_for_workers(context: click.Context) -> list[str]:
     return arguments
 
 
-def _run_workers(arguments: list[str], options: ServerOptions, workers: int, reload: bool) -> int:
-    from callboard.web.workers import run_workers
-
-    scheme = "http" if options.certfile is None else "https"
-    return run_workers(arguments, options.bind, workers, reload, scheme=scheme, log_level=options.log_level)
-
-
 def _end(code: int) -> NoReturn:
     """Leave; a thread of the app's own that does not end has a while, and then the process ends without it."""
     from callboard.web.watchdog import Watchdog
@@ -201,13 +193,13 @@ def demo(once: bool, store: str | None, package: str | None) -> None:
     sys.exit(show.run(once=once, store=store, package=package))
 
 
-def check_store(url: str) -> None:
-    """Raises BadParameter if no store can be made of ``url``. Opens nothing."""
+def check_store(url: str, *, is_shared: bool = False) -> None:
+    """Raises BadParameter if no store can be made of ``url``, or none that several processes can share. Opens nothing."""
     from callboard.runtime.core.errors import CallboardError
-    from callboard.stores.opening import open_store
+    from callboard.stores.opening import open_store, require_shared
 
     try:
-        open_store(url)
+        require_shared(url) if is_shared else open_store(url)
     except (CallboardError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint="--store") from error
 

@@ -1,24 +1,20 @@
 """The answer to a request or handshake that must not reach Quart, as raw ASGI messages. The connection ends with it."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import msgspec
 import trio
 
+from callboard.web.asgi import Receive, Scope, Send
 from callboard.web.render import PATH_SIGNS
 
-__all__ = ["Receive", "Scope", "Send", "refuse"]
+__all__ = ["refuse"]
 
 LINGER_SECONDS: Final = 1.0
 """What a client that still sends gets to read the answer before its connection is closed."""
 MAX_INSTANCE: Final = 1000
 """Characters of the path that are told again."""
-
-Scope = Any
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 
 async def refuse(

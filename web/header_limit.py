@@ -4,10 +4,10 @@ For the launcher, whose setting the bound is. A server bounds what it holds of a
 one piece it may pass on, and headers are stored with every job.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Final
 
-from callboard.web.early_refusal import Receive, Scope, Send, refuse
+from callboard.web.asgi import ASGIApp, Receive, Scope, Send
+from callboard.web.early_refusal import refuse
 
 __all__ = ["MAX_HEADERS", "HeaderLimit"]
 
@@ -18,7 +18,7 @@ MAX_HEADERS: Final = 100
 class HeaderLimit:
     """``app``, for requests whose request line and headers have at most ``max_bytes`` together, as they are in HTTP/1.1."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
 

@@ -4,30 +4,31 @@ Quart looks at them before anything of the app's runs and outside of its own err
 unhandled exception in the server, with a traceback in the log for what a client did wrong.
 """
 
-from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from callboard.web.early_refusal import Receive, Scope, Send, refuse
+from callboard.web.asgi import ASGIApp, Receive, Scope, Send
+from callboard.web.early_refusal import refuse
 
 __all__ = ["HostCheck"]
 
 
 class HostCheck:
-    """``inner`` for requests and handshakes with a ``Host`` that its router can read, or with none."""
+    """``inner`` for requests and handshakes with a target and a ``Host`` that its router can read, or with no ``Host``."""
 
-    def __init__(self, inner: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, inner: ASGIApp) -> None:
         self._inner = inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket") and not all(map(_is_host, _hosts(scope))):
+        if scope["type"] not in ("http", "websocket"):
+            await self._inner(scope, receive, send)
+        elif not all(map(_is_host, _hosts(scope))):
             detail = "The Host header can be no name of a host."
             await refuse(scope, receive, send, 400, kind="bad-host", title="Bad Request", detail=detail)
-            return
-        if scope["type"] in ("http", "websocket") and not _is_target(scope["path"]):
+        elif not _is_target(scope["path"]):
             detail = "The target of the request is no path and no URL."
             await refuse(scope, receive, send, 400, kind="bad-target", title="Bad Request", detail=detail)
-            return
-        await self._inner(scope, receive, send)
+        else:
+            await self._inner(scope, receive, send)
 
 
 def _hosts(scope: Scope) -> list[str]:

@@ -65,11 +65,11 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class ServeConfig(Config):
     """Hypercorn's settings and ours, and the connections that are open under them."""
 
-    alpn_protocols = ["http/1.1"]  # noqa: RUF012 - as in Config
     backlog = 1024
     include_server_header = False
     loglevel = "WARNING"
     ssl_handshake_timeout = HANDSHAKE_SECONDS
+    tls: ssl.SSLContext | None = None
     silent_seconds: float = ServerOptions.silent_seconds
     send_seconds: float = ServerOptions.send_seconds
     max_connections: int = ServerOptions.max_connections
@@ -79,14 +79,11 @@ class ServeConfig(Config):
         self.refused: set[Connection] = set()
 
     @classmethod
-    def of(cls, options: ServerOptions) -> Self:
-        """All of Hypercorn's settings that follow from ours."""
+    def of(cls, options: ServerOptions, tls: ssl.SSLContext | None = None) -> Self:
+        """All of Hypercorn's settings that follow from ours; ``tls`` is what its certificates are about."""
         config = cls()
         config.bind = list(options.bind)
-        config.certfile = options.certfile
-        config.keyfile = options.keyfile
-        config.ca_certs = options.ca_certs
-        config.verify_mode = ssl.CERT_REQUIRED if options.ca_certs else None
+        config.tls = tls
         config.keep_alive_timeout = options.keep_alive_seconds
         config.h11_max_incomplete_size = options.max_header_bytes
         if options.max_message_bytes is not None:
@@ -96,6 +93,15 @@ class ServeConfig(Config):
         config.send_seconds = options.send_seconds
         config.max_connections = options.max_connections
         return config
+
+    @property
+    def ssl_enabled(self) -> bool:
+        """Hypercorn goes by the names of files, and makes a context of them that nobody can give a new certificate to."""
+        return self.tls is not None
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        """As ``ssl_enabled``."""
+        return self.tls
 
     def create_sockets(self) -> Sockets:
         """Listening sockets whose connections do not outlive for long a peer that has vanished with little left to send to it."""

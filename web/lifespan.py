@@ -9,11 +9,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-__all__ = ["Lifespan"]
+from callboard.web.asgi import ASGIApp, Receive, Scope, Send
 
-Scope = Any
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
+__all__ = ["Lifespan"]
 
 
 class Lifespan:
@@ -23,7 +21,7 @@ class Lifespan:
 
     def __init__(
         self,
-        inner: Callable[[Scope, Receive, Send], Awaitable[None]],
+        inner: ASGIApp,
         *,
         within: Callable[[], AbstractContextManager[None]],
         started: Callable[[], None],

@@ -19,7 +19,7 @@ Every other send begins with a checkpoint. Hypercorn's returns without one once 
 answer that does nothing but send would never let another task run again, not even the one that is to cancel it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from math import inf
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from quart_trio import QuartTrio
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
+from callboard.web.asgi import ASGIApp, Receive, Scope, Send
 from callboard.web.compat import CLIENT_GONE
 from callboard.web.inbound import bound_inbound
 from callboard.web.parsing import is_ndjson
@@ -49,10 +50,6 @@ CLOSING_SECONDS: Final = 5.0
 LINGER_SECONDS: Final = 1.0
 """What a client whose body was too late gets to read that, while it sends on, before its connection is closed."""
 
-Scope = Any
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
-
 
 def is_too_large(request: BaseRequestWebsocket) -> bool:
     """Whether the body of this request was cut off because of its size."""
@@ -70,7 +67,7 @@ class BodyLimit:
     def __init__(
         self,
         app: QuartTrio,
-        inner: Callable[[Scope, Receive, Send], Awaitable[None]],
+        inner: ASGIApp,
         *,
         max_body_bytes: int,
         max_bulk_body_bytes: int,

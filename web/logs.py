@@ -27,7 +27,7 @@ FLUSH_SECONDS: Final = 1.0
 """What a reader gets at the end of the process to take what waits."""
 
 
-def configure_logging(level: int = logging.INFO, *, access: bool = True) -> None:
+def configure_logging(log_level: str = "info", *, access: bool = True) -> None:
     """Set up logging for the launcher's process, unless the app has. ``access``: whether there is an access log.
 
     The app has if the root logger has a handler, or, as to the access log, if that logger has one.
@@ -37,6 +37,7 @@ def configure_logging(level: int = logging.INFO, *, access: bool = True) -> None
         lines.disabled = True
     if logging.getLogger().handlers:
         return
+    level = logging.getLevelNamesMapping()[log_level.upper()]
     logging.basicConfig(level=level, format=FORMAT)
     if not access or lines.handlers:
         return

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-__all__ = ["Notifier", "notifier", "notify", "watchdog_seconds"]
+__all__ = ["Notifier", "watchdog_seconds"]
 
 logger: Final = logging.getLogger("callboard.serve")
 
@@ -23,7 +23,7 @@ class Notifier:
 
     def __init__(self, address: str | None = None, watchdog_seconds: float | None = None) -> None:
         self._address = address
-        self._watchdog_seconds = watchdog_seconds
+        self.watchdog_seconds = watchdog_seconds
         self._has_failed = False
 
     @classmethod
@@ -62,21 +62,11 @@ class Notifier:
 
     async def beat(self) -> None:
         """Say that the event loop turns, for as long as it does; returns at once if nobody asked."""
-        if self._address is None or self._watchdog_seconds is None:
+        if self._address is None or self.watchdog_seconds is None:
             return
         while True:
             self.notify("WATCHDOG=1")
-            await trio.sleep(self._watchdog_seconds / 2)
-
-
-def notifier() -> Notifier:
-    """For a process that runs no code but ours: with the environment as it is."""
-    return Notifier(os.environ.get("NOTIFY_SOCKET"))
-
-
-def notify(*assignments: str) -> None:
-    """As ``notifier().notify``."""
-    notifier().notify(*assignments)
+            await trio.sleep(self.watchdog_seconds / 2)
 
 
 def watchdog_seconds(environment: Mapping[str, str]) -> float | None:

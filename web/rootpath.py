@@ -4,15 +4,13 @@ Some proxies pass the whole path on, some take their part of it away. ASGI wants
 kinds work. (A path of the app's own that begins as the root path does needs a proxy of the first kind.)
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
+
+from callboard.web.asgi import ASGIApp, Receive, Scope, Send
 
 __all__ = ["RootPath"]
 
-Scope = Any
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 _WITH_PATH: Final = frozenset({"http", "websocket"})
 
@@ -20,7 +18,7 @@ _WITH_PATH: Final = frozenset({"http", "websocket"})
 class RootPath:
     """``app`` as seen under ``root_path``, which begins with a slash and does not end with one."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], root_path: str) -> None:
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app = app
         self._root_path = root_path
 

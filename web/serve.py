@@ -12,7 +12,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -25,6 +25,7 @@ from quart_trio import QuartTrio
 from callboard.runtime.core.errors import CallboardError, ConfigError
 from callboard.runtime.core.store import Store
 from callboard.web.access_log import AccessLog, probes
+from callboard.web.asgi import ASGIApp
 from callboard.web.binds import Listening, listening
 from callboard.web.board import Callboard
 from callboard.web.ending import GRACEFUL_SECONDS, Ending
@@ -75,7 +76,7 @@ def run(
     board = board_of(app)
     if store is not None:
         board.use_store(store)
-    configure_logging(logging.getLevelNamesMapping()[options.log_level.upper()], access=options.access_log)
+    configure_logging(options.log_level, access=options.access_log)
     allow_descriptors(options.max_connections + OTHER_DESCRIPTORS)
     return trio.run(_run, app, board, options, surroundings or Surroundings.of(os.environ))
 
@@ -141,7 +142,7 @@ class _Server:
         self._certificate = _certificate(self._options, self._surroundings.key_password)
         with listening(self._options.bind) as listeners:
             self._warn_if_open(listeners)
-            urls = [self._url(one) for one in listeners]
+            urls = [one.url("http" if self._certificate is None else "https") for one in listeners]
             config = self._config(listeners)
             ending = Ending(
                 self._board, self._watchdog, self._notifier, self._options.lead_seconds, config.abort_connections
@@ -172,17 +173,10 @@ class _Server:
                 " give more, or less to max_bulk_body_bytes"
             )
         numbers = tuple(f"fd://{one.socket.detach()}" for one in listeners)
-        config = ServeConfig.of(replace(self._options, bind=numbers, max_message_bytes=wanted or needed))
+        options = replace(self._options, bind=numbers, max_message_bytes=wanted or needed)
+        config = ServeConfig.of(options, None if self._certificate is None else self._certificate.context)
         config.graceful_timeout = GRACEFUL_SECONDS
-        if self._certificate is not None:
-            context = self._certificate.context
-            config.create_ssl_context = lambda: context  # type: ignore[method-assign]
         return config
-
-    def _url(self, one: Listening) -> str:
-        if one.address.startswith("unix:"):
-            return one.address
-        return f"{'http' if self._certificate is None else 'https'}://{one.address}"
 
     def _warn_if_open(self, listeners: Sequence[Listening]) -> None:
         if self._board.access.authorize is not None or self._options.ca_certs is not None:
@@ -234,7 +228,7 @@ def _certificate(options: ServerOptions, password: str) -> Certificate | None:
     return Certificate(options.certfile, options.keyfile, ca_certs=options.ca_certs, password=password)
 
 
-def _outermost(app: Any, board: Callboard, options: ServerOptions) -> Any:
+def _outermost(app: ASGIApp, board: Callboard, options: ServerOptions) -> ASGIApp:
     """The app in what is the launcher's own, the innermost first. Paths are logged as clients see them."""
     app = HeaderLimit(app, max_bytes=options.max_header_bytes)
     if options.access_log:
@@ -245,7 +239,11 @@ def _outermost(app: Any, board: Callboard, options: ServerOptions) -> Any:
 
 
 async def _until_served(
-    start: Any, ending: Ending, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Sequence[str]]
+    start: Callable[..., Awaitable[None]],
+    ending: Ending,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[Sequence[str]],
 ) -> None:
     await start(task_status=task_status)
     if not ending.stop.is_set():

@@ -14,13 +14,13 @@ What stays unnoticed: a client that left behind more messages than all these bou
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
 import trio.lowlevel
 from quart_trio import QuartTrio
 
+from callboard.web.asgi import ASGIApp, Receive, Scope, Send
 from callboard.web.compat import CLIENT_GONE
 
 __all__ = ["MAX_AHEAD", "SocketLimit"]
@@ -34,10 +34,6 @@ STUCK_SECONDS: Final = 15.0
 MAX_AHEAD: Final = 20
 """Messages that are read for such an app: more than Hypercorn's queue holds (10), and with it whoever waits to put one in."""
 
-Scope = Any
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
-
 
 class SocketLimit:
     """``inner``, which serves ``app``, with the bounds round its websockets."""
@@ -45,7 +41,7 @@ class SocketLimit:
     def __init__(
         self,
         app: QuartTrio,
-        inner: Callable[[Scope, Receive, Send], Awaitable[None]],
+        inner: ASGIApp,
         stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
         self._app = app
@@ -89,7 +85,7 @@ class _Socket:
         self.was_accepted = False
         self.has_left = False
 
-    async def serve(self, inner: Callable[[Scope, Receive, Send], Awaitable[None]], scope: Scope) -> None:
+    async def serve(self, inner: ASGIApp, scope: Scope) -> None:
         """Run the app for as long as the client is there."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)

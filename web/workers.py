@@ -4,7 +4,7 @@ The parent opens the sockets once, starts the processes, starts those again that
 itself, as a single server does. With ``--reload`` it is one process that is replaced when a file changes. Both halves of the line
 between a parent and its workers are here: the worker writes ``ready`` and then ``beat``; that the line ends means that the other has gone.
 
-Exit codes: 0 after an orderly end, 1 if it failed, 2 for a bad command line, 128+n after a second signal.
+Exit codes are those of a single server, as ``cli`` has them.
 """
 
 import logging
@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
 from math import inf
 from pathlib import Path
@@ -21,35 +21,16 @@ from typing import Final
 
 import trio
 
-from callboard.web.binds import Listening, listening
+from callboard.web.binds import listening
 from callboard.web.logs import configure_logging
-from callboard.web.notify import notifier, notify, watchdog_seconds
+from callboard.web.notify import Notifier
 from callboard.web.reload import folders_of, summary, watch
+from callboard.web.server_options import ServerOptions
+from callboard.web.surroundings import environment_of_worker
 
-__all__ = [
-    "Parent",
-    "next_pause",
-    "run_workers",
-    "stay_with_parent",
-]
+__all__ = ["Parent", "next_pause", "run_workers", "stay_with_parent"]
 
 logger: Final = logging.getLogger("callboard.workers")
-
-PARENT_VARIABLE: Final = "CALLBOARD_PARENT_FD"
-"""Number of the inherited socket that leads to the parent. What a worker reads of these is in ``surroundings``."""
-WORKERS_VARIABLE: Final = "CALLBOARD_WORKERS"
-"""How many processes serve beside each other."""
-DRAIN_VARIABLE: Final = "CALLBOARD_DRAIN_SECONDS"
-"""Upper bound of a worker's drain time, set under --reload."""
-NOT_FOR_WORKERS: Final = (
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-)
-"""What a service manager tells the parent only."""
 
 BEAT_SECONDS: Final = 1.0
 FIRST_PAUSE_SECONDS: Final = 0.5
@@ -65,32 +46,25 @@ BAD_COMMAND_LINE: Final = 2
 STANDARD_ERROR: Final = 2
 
 
-def run_workers(
-    arguments: Sequence[str],
-    binds: Sequence[str],
-    workers: int,
-    reload: bool,
-    *,
-    scheme: str = "http",
-    log_level: str = "info",
-) -> int:
+def run_workers(arguments: Sequence[str], options: ServerOptions, *, workers: int = 1, reload: bool = False) -> int:
     """Serve with ``workers`` processes until a signal. Returns the process's exit code. For the main thread.
 
-    ``arguments`` are those of ``callboard serve`` for each worker, MODULE:APP first, without --bind, --workers and --reload; ``binds`` are
-    as in ``ServerOptions.bind``. ``reload`` goes with one worker. ``scheme`` is that of the URLs that are printed.
+    ``arguments`` are those of ``callboard serve`` for each worker, MODULE:APP first, without --bind, --workers and --reload; ``options``
+    are what they amount to, with the binds. ``reload`` goes with one worker.
     """
-    level = logging.getLevelNamesMapping()[log_level.upper()]
-    configure_logging(level, access=False)
+    configure_logging(options.log_level, access=False)
+    has_tls = options.certfile is not None
     try:
-        with listening(binds) as listeners:
-            urls = [_url(one, scheme) for one in listeners]
+        with listening(options.bind) as listeners:
+            urls = [one.url("https" if has_tls else "http") for one in listeners]
             sockets = [_out_of_the_way(one.socket) for one in listeners]
             parent = Parent(
                 [sys.executable, "-m", "callboard.web.cli", "serve", *arguments],
                 sockets,
                 urls,
+                Notifier.of(os.environ),
                 workers=workers,
-                rereads=scheme == "https",
+                rereads=has_tls,
                 folders=folders_of(arguments[0], Path.cwd()) if reload else None,
             )
             try:
@@ -101,10 +75,6 @@ def run_workers(
     except OSError as error:
         logger.error("callboard cannot serve: %s", error)
         return 1
-
-
-def _url(one: Listening, scheme: str) -> str:
-    return one.address if one.address.startswith("unix:") else f"{scheme}://{one.address}"
 
 
 def _out_of_the_way(one: socket.socket) -> socket.socket:
@@ -148,8 +118,8 @@ class Parent:
     """Keeps its workers alive until it is told to stop.
 
     ``command`` starts one; ``--bind fd://N`` for each of ``sockets`` is added; the first worker makes them listen. ``urls`` are printed
-    when all serve. ``rereads``: SIGHUP tells the workers to reread their certificate; otherwise it is one more signal to stop.
-    ``folders``, if given, are watched: one worker, that is replaced when a file there changes.
+    and ``notifier`` is told when all serve. ``rereads``: SIGHUP tells the workers to reread their certificate; otherwise it is one more
+    signal to stop. ``folders``, if given, are watched: one worker, that is replaced when a file there changes.
     """
 
     def __init__(
@@ -157,6 +127,7 @@ class Parent:
         command: Sequence[str],
         sockets: Sequence[socket.socket],
         urls: Sequence[str],
+        notifier: Notifier,
         *,
         workers: int,
         rereads: bool = False,
@@ -167,6 +138,7 @@ class Parent:
         self._sockets = sockets
         self._command = [*command, *(word for one in sockets for word in ("--bind", f"fd://{one.fileno()}"))]
         self._urls = urls
+        self._notifier = notifier
         self._rereads = rereads
         self._folders = folders
         self._workers = [Worker(number) for number in range(1, workers + 1)]
@@ -240,20 +212,17 @@ class Parent:
                     pass_fds=[theirs.fileno(), *(one.fileno() for one in self._sockets)],
                     # Ctrl-C reaches the parent, which tells the workers: otherwise they would take it for a second signal.
                     process_group=0,
-                    env=self._environment(theirs.fileno()),
+                    env=environment_of_worker(
+                        os.environ,
+                        parent_fd=theirs.fileno(),
+                        workers=len(self._workers),
+                        drain_seconds=None if self._folders is None else RELOAD_DRAIN_SECONDS,
+                    ),
                 )
         except BaseException:
             ours.close()
             raise
         return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-
-    def _environment(self, parent_fd: int) -> Mapping[str, str]:
-        environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_WORKERS}
-        environment[PARENT_VARIABLE] = str(parent_fd)
-        environment[WORKERS_VARIABLE] = str(len(self._workers))
-        if self._folders is not None:
-            environment[DRAIN_VARIABLE] = str(RELOAD_DRAIN_SECONDS)
-        return environment
 
     async def _listen_to(self, worker: Worker, line: trio.SocketStream) -> None:
         rest = b""
@@ -282,7 +251,7 @@ class Parent:
             self._is_up = True
             for url in self._urls:
                 print(f"callboard: serving on {url}", flush=True)
-            notify("READY=1")
+            self._notifier.notify("READY=1")
         self._tell_status()
 
     # What went wrong
@@ -333,11 +302,11 @@ class Parent:
                 self._reread_at = trio.current_time()
                 if self._is_up:
                     # Before that, READY=1 would say too much.
-                    notifier().reloading()
+                    self._notifier.reloading()
                 # One that is not ready may not catch it yet; it is sent then.
                 self._send([one for one in self._workers if one.is_ready], number)
                 if self._is_up:
-                    notify("READY=1")
+                    self._notifier.notify("READY=1")
                 continue
             # As in a single server, SIGHUP is never the second: who closes a terminal sends several.
             count += number != signal.SIGHUP
@@ -355,7 +324,7 @@ class Parent:
         """Tell all workers to stop. The exit code will be ``code`` or what is worse."""
         self._code = max(self._code, code)
         if not self._stop.is_set():
-            notify("STOPPING=1", "STATUS=the workers drain")
+            self._notifier.notify("STOPPING=1", "STATUS=the workers drain")
             self._stop.set()
             self._send(self._workers, signal.SIGTERM)
 
@@ -370,7 +339,7 @@ class Parent:
 
         One that is being started does not count: the parent knows of it, and a restart of the whole would not help.
         """
-        seconds = watchdog_seconds(os.environ)
+        seconds = self._notifier.watchdog_seconds
         if seconds is None:
             return
         while True:
@@ -378,13 +347,13 @@ class Parent:
             since = trio.current_time() - max(seconds, 3 * BEAT_SECONDS)
             silent = [one for one in self._workers if one.is_ready and one.heard_at < since]
             if not silent:
-                notify("WATCHDOG=1")
+                self._notifier.notify("WATCHDOG=1")
             for worker in silent:
                 logger.error("%s is silent: the service manager's watchdog is not fed", worker)
 
     def _tell_status(self) -> None:
         ready = sum(one.is_ready for one in self._workers)
-        notify(f"STATUS={ready} of {len(self._workers)} workers serve")
+        self._notifier.notify(f"STATUS={ready} of {len(self._workers)} workers serve")
 
 
 async def stay_with_parent(

@@ -10,18 +10,15 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import httpx
 import pytest
 from click.testing import CliRunner
+from tests.conftest import Serve, run_callboard
 
 import callboard
 from callboard.web.cli import load_app, main
-
-if TYPE_CHECKING:
-    from tests.conftest import Serve
 
 pytestmark = pytest.mark.e2e
 
@@ -59,14 +56,9 @@ def app_file(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "callboard.web.cli", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-
-
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("target", ["shop:app", "shop.py:app", "./shop:app", "shop"])
-def test_serve_answers_and_ends_in_order(serve: "Serve", app_file: Path, target: str, how: int) -> None:
+def test_serve_answers_and_ends_in_order(serve: Serve, app_file: Path, target: str, how: int) -> None:
     server = serve(target, "--store", "memory://")
     assert httpx.get(server.url).text == "hello"
     job = httpx.post(f"{server.url}/quick", headers={"Prefer": "wait=20"}, timeout=30).json()
@@ -77,7 +69,7 @@ def test_serve_answers_and_ends_in_order(serve: "Serve", app_file: Path, target:
     assert "Traceback" not in server.output()
 
 
-def test_a_running_job_is_handed_back_within_the_drain_time(serve: "Serve", app_file: Path) -> None:
+def test_a_running_job_is_handed_back_within_the_drain_time(serve: Serve, app_file: Path) -> None:
     server = serve("shop:app", "--store", "sqlite:///jobs.db")
     job = httpx.post(f"{server.url}/slow").json()["links"]["self"]
     deadline = time.monotonic() + 20
@@ -96,7 +88,9 @@ def test_a_running_job_is_handed_back_within_the_drain_time(serve: "Serve", app_
 def test_a_port_that_is_taken(app_file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = run("serve", "shop:app", "--bind", f"127.0.0.1:{port}", "--store", "memory://", folder=app_file.parent)
+        ended = run_callboard(
+            app_file.parent, "serve", "shop:app", "--bind", f"127.0.0.1:{port}", "--store", "memory://"
+        )
     assert ended.returncode == 1
     assert str(port) in ended.stderr
     assert "in use" in ended.stderr
@@ -105,7 +99,9 @@ def test_a_port_that_is_taken(app_file: Path) -> None:
 
 def test_a_store_that_must_not_be_used(app_file: Path) -> None:
     (app_file.parent / "foreign.db").write_text("this is no database, and nobody may write into it")
-    ended = run("serve", "shop:app", "--bind", "127.0.0.1:0", "--store", "sqlite:///foreign.db", folder=app_file.parent)
+    ended = run_callboard(
+        app_file.parent, "serve", "shop:app", "--bind", "127.0.0.1:0", "--store", "sqlite:///foreign.db"
+    )
     assert ended.returncode == 1
     assert "foreign.db" in ended.stderr.splitlines()[-2]
     assert "Traceback" not in ended.stderr
@@ -130,7 +126,7 @@ WRONG = {
 
 @pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
 def test_a_wrong_command_line(app_file: Path, arguments: tuple[str, ...]) -> None:
-    ended = run("serve", *arguments, folder=app_file.parent)
+    ended = run_callboard(app_file.parent, "serve", *arguments)
     assert ended.returncode == 2
     assert WRONG[arguments] in " ".join(re.sub(r"[│╭╮╰╯─]", "", ended.stderr).split())
     assert "Traceback" not in ended.stderr
@@ -170,7 +166,7 @@ def test_an_option_that_cannot_be_meant(arguments: tuple[str, ...]) -> None:
 
 def test_an_error_inside_the_app_is_shown_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import no_such_dependency\n")
-    ended = run("serve", "broken:app", folder=tmp_path)
+    ended = run_callboard(tmp_path, "serve", "broken:app")
     assert ended.returncode == 1
     assert "No module named 'no_such_dependency'" in ended.stderr
     assert "broken.py" in ended.stderr
@@ -193,7 +189,7 @@ def test_version_and_help_are_told_at_once() -> None:
 
 
 def test_demo_once(tmp_path: Path) -> None:
-    ended = run("demo", "--once", "--package", "json", folder=tmp_path)
+    ended = run_callboard(tmp_path, "demo", "--once", "--package", "json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "202" in ended.stdout
     assert "Completed" in ended.stdout

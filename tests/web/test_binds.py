@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.conftest import Serve
+from tests.conftest import Serve, run_callboard
 
 from callboard.web.binds import Listening, inherited_binds, listening, parse_bind
 
@@ -34,8 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def serve_once(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "callboard.web.cli", "serve", "shop:app", "--store", "memory://", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    return run_callboard(folder, "serve", "shop:app", "--store", "memory://", *options)
 
 
 def answer_of(address: str) -> int:

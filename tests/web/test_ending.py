@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from tests.conftest import Serve, ServerProcess
+from tests.conftest import Serve, ServerProcess, run_callboard
 from trio_websocket import ConnectionClosed, open_websocket_url
 
 pytestmark = pytest.mark.e2e
@@ -331,16 +331,7 @@ def test_a_thread_of_the_apps_own_does_not_keep_the_process(started: ServerProce
 
 
 def attempt(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "callboard.web.cli", "serve", "shop:app", "--bind", "127.0.0.1:0", *options]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
+    return run_callboard(folder, "serve", "shop:app", "--bind", "127.0.0.1:0", *options, **environment)
 
 
 def test_several_workers_do_not_share_memory(folder: Path) -> None:

@@ -26,6 +26,7 @@ from callboard.web import Callboard, hypercorn_fixes
 from callboard.web.compat import CLIENT_GONE
 from callboard.web.hypercorn_fixes import Http1, ServeConfig, fix
 from callboard.web.server_options import ServerOptions
+from callboard.web.tls import Certificate
 
 GOOD = b"GET /good HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 MESSAGE_BYTES = 1000
@@ -142,11 +143,11 @@ def make_app() -> QuartTrio:
 
 
 @asynccontextmanager
-async def served(app: Any = None, **options: Any) -> AsyncIterator[Server]:
+async def served(app: Any = None, *, tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[Server]:
     """Hypercorn, mended."""
     fix()
     wanted: dict[str, Any] = {"bind": ("127.0.0.1:0",), "max_message_bytes": MESSAGE_BYTES}
-    config = ServeConfig.of(ServerOptions(**{**wanted, "max_header_bytes": HEADER_BYTES, **options}))
+    config = ServeConfig.of(ServerOptions(**{**wanted, "max_header_bytes": HEADER_BYTES, **options}), tls)
     config.graceful_timeout = 0.3
     server = Server(config, None)
 
@@ -385,8 +386,8 @@ async def test_who_takes_nothing_is_cut_off(
 ) -> None:
     """Also where the system does not find out, which TCP_USER_TIMEOUT lets it on TCP."""
     bind = f"unix:{tmp_path}/s" if over == "unix" else "127.0.0.1:0"
-    keys = {"certfile": str(certificate), "keyfile": str(certificate)} if over == "tls" else {}
-    async with served(bind=(bind,), send_seconds=SHORT, **keys) as server:
+    tls = Certificate(str(certificate), str(certificate)).context if over == "tls" else None
+    async with served(bind=(bind,), send_seconds=SHORT, tls=tls) as server:
         stream: Any = await server.connect(4096)
         if over == "tls":
             stream = trusting(stream, certificate)
@@ -580,7 +581,7 @@ async def test_a_tls_handshake_that_never_ends_is_given_up(
     certificate: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ServeConfig, "ssl_handshake_timeout", SHORT)
-    async with served(certfile=str(certificate), keyfile=str(certificate)) as server:
+    async with served(tls=Certificate(str(certificate), str(certificate)).context) as server:
         for parts in ((b"",), (b"\x16\x03\x01\x02\x00",), (b"GET / HTTP/1.1\r\n\r\n",)):
             await server.talk(*parts)
         async with await server.connect():
@@ -596,7 +597,8 @@ async def test_a_tls_handshake_that_never_ends_is_given_up(
 
 
 async def test_clients_without_a_certificate_are_turned_away(certificate: Path, log: pytest.LogCaptureFixture) -> None:
-    async with served(certfile=str(certificate), keyfile=str(certificate), ca_certs=str(certificate)) as server:
+    tls = Certificate(str(certificate), str(certificate), ca_certs=str(certificate)).context
+    async with served(tls=tls) as server:
         async with trusting(await server.connect(), certificate) as stream:
             assert await talk(stream, GOOD) == b""
         async with trusting(await server.connect(), certificate, shows=certificate) as stream:

@@ -269,10 +269,11 @@ def test_a_server_with_a_config_of_hypercorns_own_is_as_it_was() -> None:
 
 def test_every_setting_of_ours_is_one_of_hypercorns() -> None:
     """Config takes any attribute: one that is misspelt, or renamed there, would go unnoticed."""
-    config = ServeConfig.of(ServerOptions(certfile="c", keyfile="k", ca_certs="a", bind=("unix:/x", "fd://3")))
-    ours = {"connections", "refused", "silent_seconds", "send_seconds", "max_connections"}
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    config = ServeConfig.of(ServerOptions(bind=("unix:/x", "fd://3")), tls)
+    ours = {"connections", "refused", "tls", "silent_seconds", "send_seconds", "max_connections"}
     assert {name.lstrip("_") for name in vars(config)} - ours <= {name.lstrip("_") for name in vars(Config)}
-    assert config.bind == ["unix:/x", "fd://3"] and config.keyfile == "k" and config.ssl_enabled
-    assert config.verify_mode is ssl.CERT_REQUIRED and ServeConfig.of(ServerOptions()).verify_mode is None
-    assert config.alpn_protocols == ["http/1.1"] and config.loglevel == "WARNING" and config.accesslog is None
+    assert config.bind == ["unix:/x", "fd://3"] and config.loglevel == "WARNING" and config.accesslog is None
+    assert config.create_ssl_context() is tls and config.ssl_enabled
+    assert not ServeConfig.of(ServerOptions(certfile="c", keyfile="k")).ssl_enabled, "the context is what counts"
     assert b"server" not in dict(config.response_headers("h11"))

@@ -14,7 +14,7 @@ from tests.conftest import Serve
 
 from callboard.runtime import Config
 from callboard.runtime.core.errors import ConfigError
-from callboard.web import Callboard, cli, serve
+from callboard.web import Callboard, cli, serve, workers
 from callboard.web.binds import listening
 from callboard.web.hypercorn_fixes import ServeConfig
 from callboard.web.multistream import MESSAGE_MARGIN
@@ -84,11 +84,11 @@ def test_every_option_has_a_place_on_the_command_line(monkeypatch: pytest.Monkey
 def test_what_workers_are_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
 
-    def run_workers(arguments: list[str], options: ServerOptions, workers: int, reload: bool) -> int:
+    def run_workers(arguments: list[str], options: ServerOptions, *, workers: int, reload: bool) -> int:
         calls.append((arguments, options.bind, workers, reload))
         return 3
 
-    monkeypatch.setattr(cli, "_run_workers", run_workers)
+    monkeypatch.setattr(workers, "run_workers", run_workers)
     words = "--bind 127.0.0.1:0 --workers 2 --store sqlite:///x.db --no-access-log --lead-seconds 2 --log-level error"
     assert CliRunner().invoke(cli.main, ["serve", "shop:app", *words.split()]).exit_code == 3
     assert CliRunner().invoke(cli.main, ["serve", "shop:app", "--reload"]).exit_code == 3

@@ -42,8 +42,8 @@ def test_access_lines_go_to_standard_output_as_they_are_and_all_else_to_standard
 @pytest.mark.parametrize(
     ("arguments", "out", "err"),
     [
-        ("logging.DEBUG", ["a line", "a probe"], ["another"]),
-        ("logging.WARNING", ["a line"], []),
+        ("'debug'", ["a line", "a probe"], ["another"]),
+        ("'warning'", ["a line"], []),
         ("access=False", [], ["another"]),
     ],
 )

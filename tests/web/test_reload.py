@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from tests.conftest import run_callboard
 from tests.web.parents import Family, Parents, ask, until
 
 from callboard.web.reload import folders_of, snapshot, summary, watch
@@ -219,8 +218,7 @@ def test_a_worker_that_does_not_stop_is_killed(parents: Parents) -> None:
 
 def test_reload_goes_with_one_worker(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text("raise SystemExit(9)")
-    command = [sys.executable, "-m", "callboard.web.cli", "serve", "shop.py:app", "--reload", "--workers", "2"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ended = run_callboard(tmp_path, "serve", "shop.py:app", "--reload", "--workers", "2")
     assert ended.returncode == 2
     assert "--reload" in ended.stderr
 

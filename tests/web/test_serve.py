@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.conftest import Serve, ServerProcess
+from tests.conftest import Serve, ServerProcess, run_callboard
 
 from callboard.web.serve import board_of
 
@@ -153,14 +153,7 @@ def test_a_client_that_pins_a_websocket_does_not_keep_the_process(started: Serve
 
 def test_an_app_without_a_board_and_a_taken_port_are_told(started: ServerProcess, tmp_path: Path) -> None:
     port = started.url.rpartition(":")[2]
-    command = [sys.executable, "-m", "callboard.web.cli", "serve"]
-    taken = subprocess.run(
-        [*command, "shop.py:app", "--bind", f"127.0.0.1:{port}", "--store", "memory://"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    taken = run_callboard(tmp_path, "serve", "shop.py:app", "--bind", f"127.0.0.1:{port}", "--store", "memory://")
     assert taken.returncode == 1
     assert "cannot serve" in taken.stderr and "Traceback" not in taken.stderr
     with pytest.raises(Exception, match="no board"):

@@ -1,12 +1,9 @@
 """TLS: https and wss with real certificates, reread at SIGHUP; ``certificates/make.sh`` says how they were made."""
 
-import os
 import shutil
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.conftest import Serve, ServerProcess
+from tests.conftest import Serve, ServerProcess, run_callboard
 from trio_websocket import open_websocket_url
 
 pytestmark = pytest.mark.e2e
@@ -211,12 +208,9 @@ def test_a_certificate_that_cannot_be_used(folder: Path, files: tuple[str, ...])
     for name in ("renewed.key", "locked.key"):
         shutil.copy(CERTIFICATES / name, folder)
     certfile, keyfile, *options = files
-    command = [sys.executable, "-m", "callboard.web.cli", "serve", "shop:app", "--bind", "127.0.0.1:0"]
-    command += ["--certfile", certfile, "--keyfile", keyfile, *options]
-    environment = {**os.environ, "CALLBOARD_KEYFILE_PASSWORD": "wrong"} if keyfile == "locked.key" else None
-    ended = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
-    )
+    environment = {"CALLBOARD_KEYFILE_PASSWORD": "wrong"} if keyfile == "locked.key" else {}
+    tls = ("--certfile", certfile, "--keyfile", keyfile, *options)
+    ended = run_callboard(folder, "serve", "shop:app", "--bind", "127.0.0.1:0", *tls, **environment)
     assert ended.returncode == 1
     assert WRONG[files] in ended.stderr
     assert "Traceback" not in ended.stderr and "serving on" not in ended.stdout

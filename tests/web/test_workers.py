@@ -16,12 +16,7 @@ import httpx
 import pytest
 from tests.web.parents import SECONDS, Family, Parents, ask, until
 
-from callboard.web.workers import (
-    FIRST_PAUSE_SECONDS,
-    LONGEST_PAUSE_SECONDS,
-    SETTLED_SECONDS,
-    next_pause,
-)
+from callboard.web.workers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, SETTLED_SECONDS, next_pause
 
 pytestmark = pytest.mark.e2e
 
@@ -98,6 +93,7 @@ import os, signal, socket, sys, time
 from pathlib import Path
 import trio
 from callboard.web.binds import open_listening
+from callboard.web.notify import Notifier
 from callboard.web.workers import Parent
 
 worker = '''
@@ -127,7 +123,7 @@ while True:
 import logging
 logging.basicConfig(level=logging.INFO)
 one = open_listening("127.0.0.1:0")
-parent = Parent([sys.executable, "-c", worker], [one.socket], ["http://" + one.address], workers=2, rereads="PLAIN" not in os.environ)
+parent = Parent([sys.executable, "-c", worker], [one.socket], [one.url("http")], Notifier(), workers=2, rereads="PLAIN" not in os.environ)
 sys.exit(trio.run(parent.run))
 """
 """A parent whose workers are no servers: what they do is up to the test."""
