@@ -204,6 +204,8 @@ class Connection(TCPServer):
             await self.context.terminated.wait()
             if self.protocol.protocol.keep_alive_requests == 0:
                 await trio.sleep(ARRIVAL_SECONDS)
+        # The request that stops this timer may have come in the same turn of the event loop as what ends it.
+        await trio.lowlevel.checkpoint()
         with trio.CancelScope(shield=True):
             await self._initiate_server_close()
 
