@@ -199,6 +199,24 @@ async def test_a_body_that_does_not_come_in_time_is_408_and_the_connection_is_cl
         assert (await site.http.get("/jobs")).json()["jobs"] == []
 
 
+@pytest.mark.parametrize("dribbles", [True, False], ids=["dribbles", "stops"])
+async def test_nothing_runs_on_after_a_408(dribbles: bool) -> None:
+    def tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    async with serving(config=replace(CONFIG, body_seconds=SECONDS)) as site:
+        before = tasks()
+        async with await connect(site.url) as line, trio.open_nursery() as nursery:
+            await line.send_all(b"POST /api/orders HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            if dribbles:
+                nursery.start_soon(dribble, line)
+            assert (await until_closed(line)).startswith(b"HTTP/1.1 408")
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(10):
+            while tasks() > before:  # noqa: ASYNC110 - what is waited for is behind a socket
+                await trio.sleep(0.01)
+
+
 async def test_the_answer_to_a_late_body_is_in_the_document_as_it_is() -> None:
     async with serving(config=replace(CONFIG, body_seconds=SECONDS)) as site:
         document = (await site.http.get("/jobs/openapi.json")).json()
