@@ -14,7 +14,8 @@ import httpx
 import pytest
 import trio
 from tests.conftest import Serve, ServerProcess, run_callboard
-from trio_websocket import ConnectionClosed, open_websocket_url
+from tests.web.workshop import websocket_to
+from trio_websocket import ConnectionClosed
 
 pytestmark = pytest.mark.e2e
 
@@ -229,7 +230,7 @@ async def test_the_drain_of_every_kind_of_connection(started: ServerProcess) -> 
                 all_open.set()
 
         async def follow(path: str) -> None:
-            async with open_websocket_url(started.url.replace("http", "ws") + path) as connection:
+            async with websocket_to(started.url, path) as connection:
                 opened()
                 with pytest.raises(ConnectionClosed) as closed:
                     while True:
