@@ -232,6 +232,17 @@ async def test_a_client_that_does_not_answer_the_close_is_not_waited_for(monkeyp
             await until_the_end(line, BYE)
 
 
+async def test_a_client_that_sends_on_after_the_close_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypercorn closes it when there is room for one more message, and the app takes none any more."""
+    monkeypatch.setattr(socket_limit, "FAREWELL_SECONDS", 0.1)
+    async with serving(sockets(Notes())) as site:
+        line = await open_socket(site.url, "/closes")
+        async with line:
+            with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await line.send_all(frame_of(b"x") * 100)
+
+
 async def test_messages_that_were_read_ahead_keep_their_order() -> None:
     notes = Notes()
     async with serving(sockets(notes)) as site:
