@@ -3,8 +3,10 @@
 The server is Hypercorn as ``callboard serve`` has it.
 """
 
+import errno
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,18 +17,21 @@ from tests.web.test_hostile_packets import (
     SHORT,
     Server,
     bare,
+    certificate,
     closed_with,
     complaints,
     frame,
     log,
     served,
     talk,
+    trusting,
     upgrade,
 )
 
 from callboard.web import hypercorn_fixes
+from callboard.web.hypercorn_fixes import Http1
 
-__all__ = ["log"]
+__all__ = ["certificate", "log"]
 
 LONG = 60
 """Seconds that no test waits for."""
@@ -167,4 +172,36 @@ async def test_a_websocket_that_is_accepted_after_its_client_has_gone_is_not_wat
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         assert server.config.connections, "it was noticed before: this test tests nothing"
         await server.is_clean(10)
+    assert complaints(log) == []
+
+
+async def test_one_too_many_over_tls_is_closed_without_a_word(certificate: Path, log: pytest.LogCaptureFixture) -> None:
+    """A handshake for a refusal would cost more than it is worth."""
+    keys = {"certfile": str(certificate), "keyfile": str(certificate)}
+    async with served(max_connections=1, **keys) as server, await server.connect():
+        await connected(server)
+        async with trusting(await server.connect(), certificate) as stream:
+            assert await talk(stream, GOOD) == b""
+    assert complaints(log) == []
+
+
+GONE = [OSError(errno.ETIMEDOUT, "gone"), trio.BrokenResourceError(), trio.ClosedResourceError()]
+
+
+@pytest.mark.parametrize("error", GONE, ids=lambda error: type(error).__name__)
+async def test_wherever_it_is_noticed_that_a_client_has_gone_that_is_no_error(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    handle = Http1.handle
+
+    async def broken(self: Http1, event: Any) -> None:
+        if b"/gone" in getattr(event, "data", b""):
+            raise error
+        await handle(self, event)
+
+    monkeypatch.setattr(Http1, "handle", broken)
+    async with served() as server:
+        assert await server.talk(GOOD.replace(b"/good", b"/gone")) == b""
+        await server.is_well()
+        await server.is_clean()
     assert complaints(log) == []
