@@ -30,6 +30,7 @@ from tests.web.test_hostile_packets import (
 
 from callboard.web import hypercorn_fixes
 from callboard.web.hypercorn_fixes import Http1
+from callboard.web.tls import Certificate
 
 __all__ = ["certificate", "log"]
 
@@ -177,8 +178,8 @@ async def test_a_websocket_that_is_accepted_after_its_client_has_gone_is_not_wat
 
 async def test_one_too_many_over_tls_is_closed_without_a_word(certificate: Path, log: pytest.LogCaptureFixture) -> None:
     """A handshake for a refusal would cost more than it is worth."""
-    keys = {"certfile": str(certificate), "keyfile": str(certificate)}
-    async with served(max_connections=1, **keys) as server, await server.connect():
+    tls = Certificate(str(certificate), str(certificate)).context
+    async with served(max_connections=1, tls=tls) as server, await server.connect():
         await connected(server)
         async with trusting(await server.connect(), certificate) as stream:
             assert await talk(stream, GOOD) == b""
