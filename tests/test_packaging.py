@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 
@@ -81,6 +81,23 @@ def test_a_mix_that_is_there_nevertheless_is_told_with_its_remedy(tmp_path: Path
         f"ImportError: Quart {quart} and Quart-Trio {quart_trio} do not work together: "
         f'pip install "quart=={pair[0]}.*" "quart-trio=={pair[1]}.*"'
     )
+
+
+def test_a_part_that_is_not_there_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        if name == "quart-trio":
+            raise PackageNotFoundError(name)
+        return "0.23.1"
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    for python, remedy in [
+        ((3, 10), 'pip install "quart==0.22.*" "quart-trio==0.12.*"'),
+        ((3, 12), 'pip install "quart==0.22.*" "quart-trio==0.12.*"'),
+        ((3, 13), 'pip install "quart==0.23.*" "quart-trio==0.13.*"'),
+        ((3, 14), 'pip install "quart==0.23.*" "quart-trio==0.13.*"'),
+    ]:
+        monkeypatch.setattr(sys, "version_info", (*python, 1))
+        assert misfit() == f"quart-trio is not installed: {remedy}"
 
 
 def test_an_import_that_fails_for_another_reason_is_left_as_it_is(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class HostCheck:
 
 
 def _hosts(scope: Scope) -> list[str]:
-    return [value.decode("latin1") for name, value in scope["headers"] if name.lower() in (b"host", b":authority")]
+    return [value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"host"]
 
 
 def _is_host(host: str) -> bool:

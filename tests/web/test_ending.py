@@ -14,7 +14,8 @@ import httpx
 import pytest
 import trio
 from tests.conftest import Serve, ServerProcess, run_callboard
-from trio_websocket import ConnectionClosed, open_websocket_url
+from tests.web.workshop import websocket_to
+from trio_websocket import ConnectionClosed
 
 pytestmark = pytest.mark.e2e
 
@@ -135,27 +136,26 @@ def hold(server: ServerProcess, route: str = "/hold") -> str:
 # The lead
 
 
-def test_in_the_lead_readiness_is_red_and_everything_else_goes_on(serve: Serve, folder: Path) -> None:
-    server = serve("shop:app", "--store", "sqlite:///jobs.db", "--lead-seconds", "4")
+def test_in_the_lead_readiness_is_red_and_everything_else_goes_on_until_a_second_signal(
+    serve: Serve, folder: Path
+) -> None:
+    server = serve("shop:app", "--store", "sqlite:///jobs.db", "--lead-seconds", "600")
     assert ready(server) == 200
-    began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     wait_until(lambda: ready(server) == 503, "readiness did not go red")
     assert httpx.get(f"{server.url}/jobs/health/live").status_code == 200
-    job = httpx.post(f"{server.url}/quick", headers={"Prefer": "wait=3"})
+    job = httpx.post(f"{server.url}/quick", headers={"Prefer": "wait=10"}, timeout=30)
     assert (job.status_code, job.json()["result"]) == (200, "done"), "work was refused, or did not run"
     with httpx.stream("GET", f"{server.url}{job.json()['links']['self']}/events") as stream:
         assert stream.status_code == 200
-    assert time.monotonic() - began < 4, "too slow a machine to show anything"
-    assert server.process.wait(20) == 0
-    assert time.monotonic() - began > 4, "it did not wait for the lead"
+    assert server.stop(signal.SIGTERM, seconds=30) == 128 + signal.SIGTERM
 
 
-def test_a_second_signal_in_the_lead_stops_at_once(serve: Serve, folder: Path) -> None:
-    server = serve("shop:app", "--store", "sqlite:///jobs.db", "--lead-seconds", "60")
-    server.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: ready(server) == 503, "readiness did not go red")
-    assert server.stop(signal.SIGTERM, seconds=10) == 128 + signal.SIGTERM
+def test_after_the_lead_it_ends(serve: Serve, folder: Path) -> None:
+    server = serve("shop:app", "--store", "memory://", "--lead-seconds", "1.5")
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began > 1.5, "it did not wait for the lead"
 
 
 # Hangup
@@ -172,7 +172,8 @@ def test_a_hangup_without_tls_drains_and_is_never_the_second_signal(serve: Serve
     started.process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     assert started.process.poll() is None, "it stopped at once"
-    assert started.stop(signal.SIGTERM, seconds=5) == 128 + signal.SIGTERM
+    assert started.output().count("draining") == 1, "a further wish gave it more time"
+    assert started.stop(signal.SIGTERM) == 128 + signal.SIGTERM
 
 
 def test_a_hangup_alone_ends_in_order(started: ServerProcess) -> None:
@@ -184,7 +185,7 @@ def test_a_hangup_alone_ends_in_order(started: ServerProcess) -> None:
 def test_signals_while_it_starts(folder: Path, slow: str, signals: int, code: int) -> None:
     """It ends as soon as it has started, or when the drain time is over; a second one stops it at once."""
     command = [sys.executable, "-m", "callboard.web.cli", "serve", "shop:app", "--bind", "127.0.0.1:0"]
-    environment = {**os.environ, "SLOW": slow, "DRAIN": "4" if signals == 1 else "40"}
+    environment = {**os.environ, "SLOW": slow, "DRAIN": "1" if code == 0 and slow == "50" else "40"}
     with (folder / "out").open("w") as out:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out)
     try:
@@ -229,7 +230,7 @@ async def test_the_drain_of_every_kind_of_connection(started: ServerProcess) -> 
                 all_open.set()
 
         async def follow(path: str) -> None:
-            async with open_websocket_url(started.url.replace("http", "ws") + path) as connection:
+            async with websocket_to(started.url, path) as connection:
                 opened()
                 with pytest.raises(ConnectionClosed) as closed:
                     while True:
@@ -270,19 +271,20 @@ async def test_the_drain_of_every_kind_of_connection(started: ServerProcess) -> 
     codes = {what: close_code for what, (close_code, _) in said.items()}
     assert codes.pop("wait") in (200, 304)
     assert codes == {f"{where}/stream": 1001, "/jobs/stream": 1001, "events": 200}
-    assert max(seconds for _, seconds in said.values()) < 3, said
+    assert max(seconds for _, seconds in said.values()) < 5, f"the drain time is 6 s: {said}"
     assert "did not stop in time" not in started.output()
     assert "Traceback" not in started.output()
 
 
-def test_a_client_that_never_reads_is_cut_off_and_the_watchdog_sleeps(started: ServerProcess) -> None:
+def test_a_client_that_never_reads_is_cut_off_and_the_watchdog_sleeps(serve: Serve, folder: Path) -> None:
+    started = serve("shop:app", "--store", "memory://", DRAIN="60")
     host, port = started.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as pinned:
         pinned.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(0.5)
         began = time.monotonic()
         assert started.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     assert "did not stop in time" not in started.output()
 
 
@@ -320,11 +322,13 @@ def test_what_does_not_stop_does_not_keep_a_torn_server(serve: Serve, folder: Pa
     assert "did not stop in time" in server.output()
 
 
-def test_a_thread_of_the_apps_own_does_not_keep_the_process(started: ServerProcess) -> None:
-    httpx.post(f"{started.url}/thread")
+def test_a_thread_of_the_apps_own_does_not_keep_the_process(serve: Serve, folder: Path) -> None:
+    """It gets some seconds, longer here than the watchdog waits for the server: that has ended."""
+    server = serve("shop:app", "--store", "memory://", DRAIN="0.5")
+    httpx.post(f"{server.url}/thread")
     began = time.monotonic()
-    assert started.stop() == 0
-    assert 5 <= time.monotonic() - began < 15
+    assert server.stop() == 0
+    assert 5 <= time.monotonic() - began < 40
 
 
 # What keeps it from starting

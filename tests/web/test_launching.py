@@ -22,6 +22,13 @@ from callboard.web.server_options import ServerOptions
 from callboard.web.surroundings import Surroundings
 from callboard.web.watchdog import Watchdog
 
+SHOP = """
+from quart_trio import QuartTrio
+from callboard.web import Callboard
+app = QuartTrio('shop')
+Callboard(app)
+"""
+
 
 def config_of(options: ServerOptions) -> ServeConfig:
     app = QuartTrio("shop")
@@ -51,9 +58,7 @@ def test_every_option_has_a_place_on_the_command_line(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(serve, "run", run)
     monkeypatch.setattr(cli, "_end", sys.exit)
-    (tmp_path / "shop.py").write_text(
-        "from quart_trio import QuartTrio\nfrom callboard.web import Callboard\napp = QuartTrio('shop')\nCallboard(app)\n"
-    )
+    (tmp_path / "shop.py").write_text(SHOP)
     words = (
         "--bind 127.0.0.1:1 --bind unix:x --root-path /shop/ --lead-seconds 2.5 --certfile c --keyfile k --ca-certs a"
         " --no-access-log --log-level warning --max-connections 7 --max-header-bytes 5000 --max-message-bytes 6000"
@@ -174,11 +179,25 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may(
 
 
 @pytest.mark.e2e
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux only")
+def test_a_server_may_open_as_many_files_as_its_connections_need(serve: Serve, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4000:
+        pytest.skip("this system allows too few to show it")
+    (tmp_path / "shop.py").write_text(SHOP)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        server = serve("shop:app", "--store", "memory://", "--max-connections", "3000")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert 3000 < resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] < 4000
+    assert "open files" not in server.output()
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_access_log_is_written_or_not(serve: Serve, tmp_path: Path, wanted: bool) -> None:
-    (tmp_path / "shop.py").write_text(
-        "from quart_trio import QuartTrio\nfrom callboard.web import Callboard\napp = QuartTrio('shop')\nCallboard(app)\n"
-    )
+    (tmp_path / "shop.py").write_text(SHOP)
     server = serve("shop:app", "--store", "memory://", "--root-path", "/shop", *([] if wanted else ["--no-access-log"]))
     assert httpx.get(f"{server.url}/shop/jobs").status_code == 200
     assert httpx.get(f"{server.url}/shop/jobs/health/ready").status_code == 200

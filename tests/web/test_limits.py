@@ -17,7 +17,7 @@ from tests.web.conftest import OpenSite
 from tests.web.workshop import CONFIG, Gates, Site, assert_problem, connect, make_site_app, serving
 
 from callboard.runtime import JobContext
-from callboard.web import Callboard
+from callboard.web import Callboard, limits
 from callboard.web.limits import BodyLimit
 
 LIMIT = CONFIG.max_body_bytes
@@ -67,6 +67,20 @@ async def test_the_apps_own_routes_are_left_alone(open_site: OpenSite) -> None:
     assert_problem(await site.http.post("/shop/api/items/nail", content=chunks(50_000), headers=headers), 413)
 
 
+def scope_of(method: str, path: str) -> dict[str, Any]:
+    """What a server says of a request, for the wrapper alone."""
+    return {
+        "type": "http",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+        "http_version": "1.1",
+        "root_path": "",
+    }
+
+
 async def test_what_comes_after_the_limit_is_thrown_away_and_never_held(site: Site) -> None:
     """The wrapper alone, against a sender that never ends by itself: Quart sees an ended body, and not one byte more."""
     sent = [{"type": "http.request", "body": b"x" * 4000, "more_body": True} for _ in range(100)]
@@ -82,18 +96,8 @@ async def test_what_comes_after_the_limit_is_thrown_away_and_never_held(site: Si
 
     async def send(message: Any) -> None: ...
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/api/orders",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost")],
-        "http_version": "1.1",
-        "root_path": "",
-    }
     limit = BodyLimit(site.app, inner, max_body_bytes=LIMIT, max_bulk_body_bytes=3 * LIMIT, body_seconds=60)
-    await limit(scope, receive, send)
+    await limit(scope_of("POST", "/api/orders"), receive, send)
     assert [len(message.get("body", b"")) for message in seen] == [4000, 4000, 0, 0]
     assert seen[2]["more_body"] is False
     assert seen[3]["type"] == "http.disconnect"
@@ -197,6 +201,51 @@ async def test_a_body_that_does_not_come_in_time_is_408_and_the_connection_is_cl
         problem = httpx.Response(408, content=body).json()
         assert (problem["status"], problem["type"]) == (408, "urn:callboard:problem:request-timeout")
         assert (await site.http.get("/jobs")).json()["jobs"] == []
+
+
+@pytest.mark.parametrize("dribbles", [True, False], ids=["dribbles", "stops"])
+async def test_nothing_runs_on_after_a_408(dribbles: bool) -> None:
+    def tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    async with serving(config=replace(CONFIG, body_seconds=SECONDS)) as site:
+        before = tasks()
+        async with await connect(site.url) as line, trio.open_nursery() as nursery:
+            await line.send_all(b"POST /api/orders HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            if dribbles:
+                nursery.start_soon(dribble, line)
+            assert (await until_closed(line)).startswith(b"HTTP/1.1 408")
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(10):
+            while tasks() > before:  # noqa: ASYNC110 - what is waited for is behind a socket
+                await trio.sleep(0.01)
+
+
+async def test_a_client_whose_body_was_late_is_not_given_the_same_time_again(autojump_clock: object) -> None:
+    """The wrapper alone, in virtual time: a second for reading the answer, and then the connection is closed."""
+    ended: list[float] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await send({"type": "http.response.start", "status": 408, "headers": []})
+            await send({"type": "http.response.body", "body": b"late"})
+            ended.append(trio.current_time() - began)
+            nursery.cancel_scope.cancel()
+
+    async def receive() -> Any:
+        await trio.sleep(0.5)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: Any) -> None: ...
+
+    app = make_site_app(Callboard(store="memory://", config=CONFIG), Gates())
+    limit = BodyLimit(app, inner, max_body_bytes=LIMIT, max_bulk_body_bytes=LIMIT, body_seconds=60)
+    began = trio.current_time()
+    await limit(scope_of("POST", "/api/orders"), receive, send)
+    assert ended == [pytest.approx(60 + limits.LINGER_SECONDS, abs=1)]
 
 
 async def test_the_answer_to_a_late_body_is_in_the_document_as_it_is() -> None:

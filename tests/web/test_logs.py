@@ -122,6 +122,41 @@ def test_a_reader_who_stops_reading_keeps_nobody_and_misses_what_is_too_much(
     assert os.read(pipe[0], 100) == b"and on\n"
 
 
+def test_a_line_that_the_file_takes_in_parts_stays_whole(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is longer than what a pipe takes at once, which those of the access log are not."""
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", 0.05)
+    os.set_blocking(pipe[1], False)
+    os.set_blocking(pipe[0], False)
+    writer = LineWriter(pipe[1])
+    lines = [letter * 300_000 for letter in "abc"]
+    for line in lines:
+        writer.handle(record(line))
+    data = b""
+    for _ in range(100):
+        writer.flush()
+        try:
+            data += os.read(pipe[0], 2**20)
+        except BlockingIOError:
+            break
+    assert data.decode().splitlines() == lines
+
+
+def test_what_was_dropped_is_told_once_when_all_that_waited_is_written(
+    pipe: Pipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.set_blocking(pipe[1], False)
+    writer = LineWriter(pipe[1], max_lines=2)
+    line = "x".ljust(4000, "x")
+    while not writer._dropped:
+        writer.handle(record(line))
+    writer.handle(record(line))
+    for _ in range(2):
+        os.read(pipe[0], 2**20)
+        writer.flush()
+    assert [entry.getMessage().split()[:2] for entry in caplog.records] == [["2", "lines"]]
+    assert caplog.records[0].name != "callboard.access", "it would be a line of that log"
+
+
 def test_a_reader_who_has_gone_is_none(pipe: Pipe, capfd: pytest.CaptureFixture[str]) -> None:
     writer = LineWriter(pipe[1])
     os.close(pipe[0])

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,8 @@ import trio
 from tests.conftest import run_callboard
 from tests.web.parents import Family, Parents, ask, until
 
-from callboard.web.reload import folders_of, snapshot, summary, watch
+from callboard.web import reload
+from callboard.web.reload import Stamp, folders_of, snapshot, summary, watch
 
 pytestmark = pytest.mark.e2e
 
@@ -27,7 +29,7 @@ from words import WORD
 
 time.sleep(float(os.environ.get("IMPORTING", "0")))
 app = QuartTrio(__name__)
-board = Callboard(app, config=Config(drain_seconds=20, poll_seconds=0.05))
+board = Callboard(app, config=Config(drain_seconds=20, poll_seconds=0.05, max_lost_leases=1))
 
 @app.get("/word")
 async def word():
@@ -196,8 +198,8 @@ def test_a_job_that_runs_is_handed_back_uncounted_and_goes_on_in_the_new_code(pa
     assert ask(url, "/config") == "1.0", "development is quick: the app's own drain time is 20 s"
     job_id = submit(url, "/hold")
     until(lambda: status(url, job_id)["status"] == "InProgress", "it runs")
-    # If its lease were lost each time, it would fail at the fourth.
-    for number in range(5):
+    # If its lease were lost each time, it would fail at the second.
+    for number in range(3):
         write(parents.folder, f"again{number}")
         until_it_says(family, url, f"again{number}")
         until(lambda: status(url, job_id)["status"] == "InProgress", "it runs again")
@@ -271,6 +273,49 @@ def test_a_change_is_told_in_few_words(tmp_path: Path) -> None:
     assert summary(paths[:1], tmp_path) == "a.py changed"
     assert summary(paths, tmp_path) == "a.py, b.py, c.py and 2 more changed"
     assert summary(paths[:1], tmp_path / "other") == f"{paths[0]} changed"
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, looks: Iterator[dict[str, Stamp]]) -> None:
+    """What the watcher sees, one look after the other; in virtual time, which a real look would stop."""
+
+    async def look(_: Sequence[Path]) -> tuple[dict[str, Stamp], float]:
+        return next(looks), 0.001
+
+    monkeypatch.setattr(reload, "_look", look)
+
+
+async def test_a_change_is_told_when_nothing_changes_any_more(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    first, second = (1, 1, 1), (2, 2, 2)
+    before: dict[str, Stamp] = {"old": first}
+    half = [{"old": first, "a": first}, {"old": first, "a": first, "b": first}, {"old": first, "a": second, "b": first}]
+    scripted(monkeypatch, chain([before, *half], repeat(half[-1])))
+    told: list[Sequence[Path]] = []
+    with trio.move_on_after(60):
+        await watch([], told.append)
+    assert told == [[Path("a"), Path("b")]]
+
+
+async def test_a_change_that_is_taken_back_at_once_is_none(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    before: dict[str, Stamp] = {"old": (1, 1, 1)}
+    scripted(monkeypatch, chain([before, {}], repeat(before)))
+    told: list[Sequence[Path]] = []
+    with trio.move_on_after(60):
+        await watch([], told.append)
+    assert told == []
+
+
+async def test_what_changes_all_the_time_is_told_nevertheless(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    scripted(monkeypatch, ({"log.py": (number, 1, 1)} for number in count()))
+    told: list[Sequence[Path]] = []
+    with trio.move_on_after(30):
+        await watch([], told.append)
+    assert 2 < len(told) < 30
 
 
 async def test_several_files_that_are_written_together_are_one_change(tmp_path: Path) -> None:

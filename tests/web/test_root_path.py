@@ -124,6 +124,30 @@ async def test_only_what_begins_with_the_root_path_itself_has_it() -> None:
     assert seen == [*(("/shop", path) for path in paths), ("none", "none")]
 
 
+@pytest.mark.parametrize(
+    ("root", "raw", "seen"),
+    [
+        ("/shop", b"/a%2Fb", b"/shop/a%2Fb"),
+        ("/größe", b"/a%2Fb", b"/gr%C3%B6%C3%9Fe/a%2Fb"),
+        ("/shop", b"http://x/a/b", b"http://x/a/b"),
+        ("/shop", None, None),
+    ],
+)
+async def test_the_raw_path_is_told_as_the_path_is(root: str, raw: bytes | None, seen: bytes | None) -> None:
+    """Whoever tells "/" from "%2F", as the access log does, reads that one."""
+    scopes: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+
+    async def nothing(*_: Any) -> None: ...
+
+    given = {"type": "http", "path": "/a/b", "raw_path": raw}
+    await RootPath(app, root)(given, nothing, nothing)
+    assert (scopes[0]["path"], scopes[0]["raw_path"]) == (f"{root}/a/b", seen)
+    assert given["path"] == "/a/b", "the server's own was changed"
+
+
 def forwarded_app(board: Callboard, gates: Gates) -> QuartTrio:
     """An app with a middleware that believes its proxy's X-Forwarded-Prefix, as apps have it."""
     app = make_site_app(board, gates)

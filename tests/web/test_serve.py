@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import pytest
@@ -24,7 +25,7 @@ from callboard.runtime import Config
 from callboard.web import Callboard
 
 app = QuartTrio(__name__)
-board = Callboard(app, config=Config(drain_seconds=0.9, poll_seconds=0.05))
+board = Callboard(app, config=Config(drain_seconds=float(os.environ.get("DRAIN", 0.9)), poll_seconds=0.05))
 
 @board.post("/hold", name="Hold")
 async def hold(job) -> None:
@@ -59,17 +60,37 @@ plain = QuartTrio("plain")
 """
 
 
+class Start(Protocol):
+    def __call__(self, **environment: str) -> ServerProcess: ...
+
+
 @pytest.fixture
-def started(serve: Serve, tmp_path: Path) -> ServerProcess:
+def start(serve: Serve, tmp_path: Path) -> Start:
     (tmp_path / "shop.py").write_text(APP)
-    return serve("shop.py:app", "--store", "sqlite:///jobs.db")
+
+    def make(**environment: str) -> ServerProcess:
+        return serve("shop.py:app", "--store", "sqlite:///jobs.db", **environment)
+
+    return make
+
+
+@pytest.fixture
+def started(start: Start) -> ServerProcess:
+    return start()
+
+
+def wait_until_not_ready(server: ServerProcess) -> None:
+    deadline = time.monotonic() + 20
+    while httpx.get(f"{server.url}/jobs/health/ready").status_code != 503:
+        assert time.monotonic() < deadline, "it does not drain"
+        time.sleep(0.02)
 
 
 def post(server: ServerProcess, path: str) -> str:
     answer = httpx.post(server.url + path)
     assert answer.status_code == 202
     job_id: str = answer.json()["id"]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if httpx.get(f"{server.url}/jobs/{job_id}").json()["status"] == "InProgress":
             return job_id
@@ -78,26 +99,25 @@ def post(server: ServerProcess, path: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_with_nothing_to_do_ends_at_once_with_0(started: ServerProcess, number: int) -> None:
+def test_a_signal_with_nothing_to_do_ends_at_once_with_0(start: Start, number: int) -> None:
+    started = start(DRAIN="60")
     began = time.monotonic()
     assert started.stop(number) == 0
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 30
 
 
-def test_while_it_drains_http_still_answers_and_the_job_is_handed_back(started: ServerProcess, serve: Serve) -> None:
+def test_while_it_drains_http_still_answers_and_the_job_is_handed_back(start: Start) -> None:
+    started = start(DRAIN="5")
     job_id = post(started, "/hold")
     with httpx.Client(base_url=started.url) as http:
         assert http.get("/jobs/health/ready").status_code == 200
-        began = time.monotonic()
         started.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        assert http.get("/jobs/health/ready").status_code == 503
+        wait_until_not_ready(started)
         assert http.get("/jobs/health/live").status_code == 200
         assert http.post("/hold").status_code == 503
         assert http.get(f"/jobs/{job_id}").json()["status"] == "InProgress"
-    assert started.process.wait(10) == 0
-    assert time.monotonic() - began < 4
-    again = serve("shop.py:app", "--store", "sqlite:///jobs.db")
+    assert started.process.wait(30) == 0
+    again = start()
     document = httpx.get(f"{again.url}/jobs/{job_id}").json()
     assert document["retryCount"] == 0 and document["attempt"] in (1, 2)
     assert document["status"] in ("Queued", "InProgress")
@@ -110,7 +130,7 @@ def test_what_will_not_stop_does_not_keep_the_process_and_is_not_handed_back(
     job_id = post(started, path)
     began = time.monotonic()
     assert started.stop() == 0
-    assert time.monotonic() - began < 0.9 + 1 + 2
+    assert time.monotonic() - began < 20, "the handlers take 30 s"
     assert "did not stop in time" in started.output()
     again = serve("shop.py:app", "--store", "sqlite:///jobs.db")
     document = httpx.get(f"{again.url}/jobs/{job_id}").json()
@@ -119,19 +139,20 @@ def test_what_will_not_stop_does_not_keep_the_process_and_is_not_handed_back(
     )
 
 
-def test_a_second_signal_stops_at_once(started: ServerProcess) -> None:
+def test_a_second_signal_stops_at_once(start: Start) -> None:
+    started = start(DRAIN="60")
     post(started, "/stuck")
     started.process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    wait_until_not_ready(started)
     began = time.monotonic()
     assert started.stop(signal.SIGINT) == 130
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("how", ["", "?interrupt"])
 def test_if_the_runtime_dies_the_exit_code_is_1(started: ServerProcess, how: str) -> None:
     httpx.post(f"{started.url}/kill{how}")
-    assert started.process.wait(10) == 1
+    assert started.process.wait(30) == 1
     assert "runtime has died" in started.output()
 
 
@@ -148,7 +169,7 @@ def test_a_client_that_pins_a_websocket_does_not_keep_the_process(started: Serve
         assert b"101" in pinned.recv(100)
         began = time.monotonic()
         assert started.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_an_app_without_a_board_and_a_taken_port_are_told(started: ServerProcess, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.web.test_inbound import MIB, resident_bytes
 from tests.web.test_livelock import UPGRADE
 from tests.web.workshop import Gates, connect, reset, serving
 
-from callboard.web import Callboard
+from callboard.web import Callboard, socket_limit
 
 STUCK_SECONDS = 0.3
 
@@ -83,6 +83,12 @@ def sockets(notes: Notes) -> Any:
         async def fails() -> None:
             await websocket.accept()
             raise ValueError("a bug")
+
+        @app.websocket("/closes")
+        async def closes() -> None:
+            await websocket.accept()
+            await websocket.send("bye")
+            await websocket.close(1000)
 
         @app.post("/pieces")
         async def pieces() -> Response:
@@ -188,6 +194,53 @@ async def test_who_asks_on_without_listening_is_read_and_thrown_away() -> None:
             reset(line)
         with trio.fail_after(10):
             await notes.ended.wait()
+
+
+async def until_the_end(line: trio.SocketStream, text: bytes) -> None:
+    """Read for as long as something comes, and see that ``text`` did."""
+    received = b""
+    with trio.fail_after(10):
+        while data := await line.receive_some():
+            received += data
+    assert text in received
+
+
+BYE = b"\x81\x03bye\x88\x02\x03\xe8"
+
+
+async def test_a_client_gets_the_time_to_answer_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing the connection under a client that still sends may cost it what it has not yet read."""
+    monkeypatch.setattr(socket_limit, "FAREWELL_SECONDS", 60)
+    async with serving(sockets(Notes())) as site:
+        line = await open_socket(site.url, "/closes")
+        async with line:
+            received = b""
+            with trio.move_on_after(0.5) as waiting:
+                while data := await line.receive_some():
+                    received += data
+            assert waiting.cancelled_caught, "the connection was closed"
+            assert received.endswith(BYE)
+            await line.send_all(frame_of(b"one more") + b"\x88\x82" + bytes(4) + b"\x03\xe8")
+            await until_the_end(line, b"")
+
+
+async def test_a_client_that_does_not_answer_the_close_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket_limit, "FAREWELL_SECONDS", 0.1)
+    async with serving(sockets(Notes())) as site:
+        line = await open_socket(site.url, "/closes")
+        async with line:
+            await until_the_end(line, BYE)
+
+
+async def test_a_client_that_sends_on_after_the_close_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypercorn closes it when there is room for one more message, and the app takes none any more."""
+    monkeypatch.setattr(socket_limit, "FAREWELL_SECONDS", 0.1)
+    async with serving(sockets(Notes())) as site:
+        line = await open_socket(site.url, "/closes")
+        async with line:
+            with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await line.send_all(frame_of(b"x") * 100)
 
 
 async def test_messages_that_were_read_ahead_keep_their_order() -> None:

@@ -477,7 +477,7 @@ def test_a_parent_that_is_killed_while_its_worker_starts_leaves_none_behind(pare
 def test_a_worker_that_ends_under_load_loses_no_new_connection(pair: Family, how: signal.Signals) -> None:
     url = pair.url()
     load = Load(url)
-    ends = 3
+    ends = 2
     try:
         until(lambda: len(load.answered) == 2, "both answer")
         for number in range(ends):

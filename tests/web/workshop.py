@@ -4,7 +4,7 @@ import socket
 import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -180,20 +180,11 @@ class Site:
         assert document["completedAt"] is not None, document
         return document
 
-    @asynccontextmanager
-    async def socket(self, path: str, *, receive_buffer: int | None = None) -> AsyncIterator[WebSocketConnection]:
-        """A websocket to ``path``. (trio-websocket's own opener leaves TCP sockets unclosed.)"""
-        host, _, port = self.url.removeprefix("http://").partition(":")
-        line = trio.socket.socket()
-        if receive_buffer is not None:
-            line.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_buffer)
-        await line.connect((host, int(port)))
-        async with trio.SocketStream(line) as stream, trio.open_nursery() as nursery:
-            connection = await wrap_client_stream(nursery, stream, host, path)
-            yield connection
-            with trio.move_on_after(1):
-                await connection.aclose()
-            nursery.cancel_scope.cancel()
+    def socket(
+        self, path: str, *, receive_buffer: int | None = None
+    ) -> AbstractAsyncContextManager[WebSocketConnection]:
+        """A websocket to ``path``."""
+        return websocket_to(self.url, path, receive_buffer=receive_buffer)
 
     async def refused_handshake(self, path: str, **headers: str) -> httpx.Response:
         """The answer to a websocket handshake that must be refused."""
@@ -296,6 +287,22 @@ async def serving(
             yield site
         finally:
             site.stop.set()
+
+
+@asynccontextmanager
+async def websocket_to(url: str, path: str, *, receive_buffer: int | None = None) -> AsyncIterator[WebSocketConnection]:
+    """A websocket to ``path`` of the server at ``url``. (trio-websocket's own opener leaves TCP sockets unclosed.)"""
+    host, _, port = url.removeprefix("http://").partition(":")
+    line = trio.socket.socket()
+    if receive_buffer is not None:
+        line.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_buffer)
+    async with trio.SocketStream(line) as stream, trio.open_nursery() as nursery:
+        await line.connect((host, int(port)))
+        connection = await wrap_client_stream(nursery, stream, host, path)
+        yield connection
+        with trio.move_on_after(1):
+            await connection.aclose()
+        nursery.cancel_scope.cancel()
 
 
 async def connect(url: str) -> trio.SocketStream:
