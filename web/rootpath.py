@@ -26,7 +26,8 @@ class RootPath:
         if scope["type"] in _WITH_PATH:
             root, path = self._root_path, scope["path"]
             scope = {**scope, "root_path": root}
-            if path != root and not path.startswith(f"{root}/"):
+            # What is no path stays none, for the app to refuse.
+            if path.startswith("/") and path != root and not path.startswith(f"{root}/"):
                 scope["path"] = root + path
                 raw = scope.get("raw_path")
                 if raw is not None and raw.startswith(b"/"):

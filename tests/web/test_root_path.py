@@ -117,10 +117,10 @@ async def test_only_what_begins_with_the_root_path_itself_has_it() -> None:
     async def nothing(*_: Any) -> None: ...
 
     at = RootPath(app, "/shop")
-    for path in ("/shop", "/shop/jobs", "/shopping", "/jobs", "/"):
+    for path in ("/shop", "/shop/jobs", "/shopping", "/jobs", "/", "", "*"):
         await at({"type": "http", "path": path, "root_path": ""}, nothing, nothing)
     await at({"type": "lifespan"}, nothing, nothing)
-    paths = ["/shop", "/shop/jobs", "/shop/shopping", "/shop/jobs", "/shop/"]
+    paths = ["/shop", "/shop/jobs", "/shop/shopping", "/shop/jobs", "/shop/", "", "*"]
     assert seen == [*(("/shop", path) for path in paths), ("none", "none")]
 
 
