@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["Serve", "ServerProcess", "run_callboard"]
+__all__ = ["Serve", "ServerProcess", "run_callboard", "wait_until"]
 
 START_SECONDS = 30
 _URL = re.compile(r"serving on (https?://\S+|unix:\S+)")
@@ -51,6 +51,14 @@ class ServerProcess:
             time.sleep(0.02)
         self.process.kill()
         raise AssertionError(f"the server did not start, exit code {self.process.wait()}:\n{self.output()}")
+
+
+def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 20) -> None:
+    """Wait for ``condition``; an AssertionError that names ``what`` when it does not come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
 
 
 def run_callboard(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

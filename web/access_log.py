@@ -39,10 +39,8 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 from urllib.parse import quote
 
-import trio
-
 from callboard.runtime.core.document import format_time
-from callboard.web.asgi import ASGIApp, Receive, Scope, Send
+from callboard.web.asgi import ASGIApp, Receive, Scope, Send, is_cancellation
 
 __all__ = ["LOGGER_NAME", "AccessLog", "probes"]
 
@@ -86,7 +84,7 @@ class AccessLog:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except BaseException as error:
-            exchange.was_cancelled = _is_cancelled(error)
+            exchange.was_cancelled = is_cancellation(error)
             raise
         finally:
             exchange.end()
@@ -264,13 +262,6 @@ class _Socket(_Exchange):
 
 
 _KINDS: Final[dict[str, type[_Exchange]]] = {"http": _Request, "websocket": _Socket}
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    """Whether it is nothing but a cancellation; from an app's nursery that comes as a group."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is None
-    return isinstance(error, trio.Cancelled)
 
 
 def _size(message: Any) -> int:

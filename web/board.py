@@ -26,6 +26,7 @@ from callboard.runtime.core.store import Store
 from callboard.runtime.handlers import make_handler
 from callboard.stores.opening import open_store, require_shared
 from callboard.web.access import Access, Authorize, Identify
+from callboard.web.asgi import is_cancellation
 from callboard.web.checks import check_mapping, check_route, checked_origins, checked_responses, require_hook
 from callboard.web.compat import pass_departures
 from callboard.web.host_check import HostCheck
@@ -343,7 +344,7 @@ class Callboard:
                 task_status.started()
                 await life.closing.wait()
         except BaseException as error:
-            if _is_cancellation(error):
+            if isinstance(error, GeneratorExit) or is_cancellation(error):
                 # The app's nursery ended, because a task there has raised. Hypercorn would go on without lifespan and runtime.
                 life.fatal.set()
                 raise
@@ -376,12 +377,6 @@ class Callboard:
         app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = max(
             needed, app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] or 0
         )
-
-
-def _is_cancellation(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is None
-    return isinstance(error, trio.Cancelled | GeneratorExit)
 
 
 def _checked_prefix(prefix: str) -> str:

@@ -9,7 +9,7 @@ import trio
 from callboard.web.asgi import Receive, Scope, Send
 from callboard.web.render import PATH_SIGNS
 
-__all__ = ["refuse"]
+__all__ = ["LINGER_SECONDS", "refuse"]
 
 LINGER_SECONDS: Final = 1.0
 """What a client that still sends gets to read the answer before its connection is closed."""

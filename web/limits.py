@@ -9,7 +9,7 @@ Quart's BODY_TIMEOUT the time.
 An answer that is complete before the body has come leaves Hypercorn with a connection that it can only close, and closing it under a
 client that still sends may cost the client the answer. So the end of such an answer, whoever gives it, waits for the end of the
 body, while the client has all of its bytes; what comes meanwhile is thrown away. It waits for ``body_seconds`` and no longer, and after
-a 408 for ``LINGER_SECONDS``: then the connection is closed.
+a 408 for ``LINGER_SECONDS``, as after any early refusal: then the connection is closed.
 
 The end of an answer is not interrupted. Hypercorn tells Quart of it as a disconnect, whereupon Quart-Trio cancels the task that is
 still inside Hypercorn's send: a connection that ends with its answer (``Connection: close``, HTTP/1.0) would not be closed, and one that is
@@ -32,6 +32,7 @@ from werkzeug.exceptions import HTTPException
 
 from callboard.web.asgi import ASGIApp, Receive, Scope, Send
 from callboard.web.compat import CLIENT_GONE
+from callboard.web.early_refusal import LINGER_SECONDS
 from callboard.web.inbound import bound_inbound
 from callboard.web.parsing import is_ndjson
 
@@ -47,8 +48,6 @@ _TOO_LATE: Final = "callboard.body_too_late"
 
 CLOSING_SECONDS: Final = 5.0
 """What the last part of an answer, and the close of a connection that ends with it, get in spite of a cancellation."""
-LINGER_SECONDS: Final = 1.0
-"""What a client whose body was too late gets to read that, while it sends on, before its connection is closed."""
 
 
 def is_too_large(request: BaseRequestWebsocket) -> bool:

@@ -19,7 +19,7 @@ from quart import websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import HTTPException
 
-from callboard.runtime import Job, JobFilter, Missed, Status
+from callboard.runtime import Config, Job, JobFilter, Missed, Status
 from callboard.runtime.core.errors import CallboardError, ShuttingDown
 from callboard.web import parsing, problems
 from callboard.web.answers import place_of
@@ -93,6 +93,11 @@ class _Subscription(Struct):
     scope: trio.CancelScope
 
 
+def largest_message(config: Config) -> int:
+    """Bytes of the largest message that the many-job socket takes: one with a bulk request."""
+    return config.max_bulk_body_bytes + MESSAGE_MARGIN
+
+
 def make_multistream_view(board: "Callboard") -> Callable[[], Awaitable[None]]:
     """The Quart websocket view of ``WS <jobs>/stream``."""
 
@@ -121,7 +126,7 @@ class _Socket:
         self._unheard: deque[str | bytes] = deque()
         self._unheard_bytes = 0
         self._has_unheard = trio.Event()
-        self._max_message_bytes = board.config.max_bulk_body_bytes + MESSAGE_MARGIN
+        self._max_message_bytes = largest_message(board.config)
         self._tasks: trio.Nursery
 
     async def serve(self) -> None:

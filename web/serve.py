@@ -32,7 +32,7 @@ from callboard.web.ending import GRACEFUL_SECONDS, Ending
 from callboard.web.header_limit import HeaderLimit
 from callboard.web.hypercorn_fixes import ServeConfig, fix
 from callboard.web.logs import configure_logging
-from callboard.web.multistream import MESSAGE_MARGIN
+from callboard.web.multistream import largest_message
 from callboard.web.rootpath import RootPath
 from callboard.web.server_options import ServerOptions
 from callboard.web.surroundings import Surroundings
@@ -165,7 +165,7 @@ class _Server:
 
     def _config(self, listeners: Sequence[Listening]) -> ServeConfig:
         """Hypercorn's settings. It takes the sockets over, by their numbers."""
-        needed = self._board.config.max_bulk_body_bytes + MESSAGE_MARGIN
+        needed = largest_message(self._board.config)
         wanted = self._options.max_message_bytes
         if wanted is not None and wanted < needed:
             raise ConfigError(

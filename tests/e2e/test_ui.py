@@ -126,7 +126,7 @@ async def test_a_queue_is_paused_and_resumed(site: Site) -> None:
         await page.until("document.querySelector('.queue').innerText.includes('1 queued')")
         await press(page, "Resume")
         await page.until(f"{row(job_id)}.includes('Completed')")
-        assert await page.evaluate("document.querySelector('.queue.paused')") is None
+        await page.until("!document.querySelector('.queue.paused')")
 
 
 async def test_a_filter_by_status_lets_go_what_leaves_it_and_asks_for_no_job_again(site: Site) -> None:

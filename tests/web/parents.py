@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.conftest import wait_until
 
 __all__ = ["SECONDS", "Family", "Parents", "ask", "until"]
 
@@ -21,12 +24,7 @@ SECONDS = 120
 _MARK = "CALLBOARD_TEST_FAMILY"
 
 
-def until(condition: Callable[[], object], what: str, *, seconds: float = SECONDS) -> None:
-    """Wait for ``condition``; an AssertionError that names ``what`` when it does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
+until = partial(wait_until, seconds=SECONDS)
 
 
 class Family:

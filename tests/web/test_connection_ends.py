@@ -17,6 +17,7 @@ from tests.web.test_hostile_packets import (
     SHORT,
     Server,
     bare,
+    break_on,
     certificate,
     closed_with,
     complaints,
@@ -29,7 +30,6 @@ from tests.web.test_hostile_packets import (
 )
 
 from callboard.web import hypercorn_fixes
-from callboard.web.hypercorn_fixes import Http1
 from callboard.web.tls import Certificate
 
 __all__ = ["certificate", "log"]
@@ -193,14 +193,7 @@ GONE = [OSError(errno.ETIMEDOUT, "gone"), trio.BrokenResourceError(), trio.Close
 async def test_wherever_it_is_noticed_that_a_client_has_gone_that_is_no_error(
     error: Exception, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    handle = Http1.handle
-
-    async def broken(self: Http1, event: Any) -> None:
-        if b"/gone" in getattr(event, "data", b""):
-            raise error
-        await handle(self, event)
-
-    monkeypatch.setattr(Http1, "handle", broken)
+    break_on(b"/gone", error, monkeypatch)
     async with served() as server:
         assert await server.talk(GOOD.replace(b"/good", b"/gone")) == b""
         await server.is_well()

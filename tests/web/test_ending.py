@@ -6,14 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
-from tests.conftest import Serve, ServerProcess, run_callboard
+from tests.conftest import Serve, ServerProcess, run_callboard, wait_until
 from tests.web.workshop import websocket_to
 from trio_websocket import ConnectionClosed
 
@@ -117,13 +116,6 @@ def started(serve: Serve, folder: Path) -> ServerProcess:
 
 def ready(server: ServerProcess) -> int:
     return httpx.get(f"{server.url}/jobs/health/ready").status_code
-
-
-def wait_until(check: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def hold(server: ServerProcess, route: str = "/hold") -> str:

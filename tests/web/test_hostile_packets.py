@@ -743,17 +743,22 @@ async def test_a_mistake_of_the_app_is_logged(mistake: Mistake, log: pytest.LogC
     assert complaints(log) == ["Error in ASGI Framework"]
 
 
-async def test_a_bug_of_ours_ends_one_connection_and_is_logged(
-    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
-) -> None:
+def break_on(mark: bytes, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server raise ``error`` where it takes in what has ``mark`` in it."""
     handle = Http1.handle
 
     async def broken(self: Http1, event: Any) -> None:
-        if b"/bug" in getattr(event, "data", b""):
-            raise RuntimeError("a bug")
+        if mark in getattr(event, "data", b""):
+            raise error
         await handle(self, event)
 
     monkeypatch.setattr(Http1, "handle", broken)
+
+
+async def test_a_bug_of_ours_ends_one_connection_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    break_on(b"/bug", RuntimeError("a bug"), monkeypatch)
     async with served() as server:
         assert await server.talk(GOOD.replace(b"/good", b"/bug")) == b""
         await server.is_well()

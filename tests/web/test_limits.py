@@ -17,7 +17,8 @@ from tests.web.conftest import OpenSite
 from tests.web.workshop import CONFIG, Gates, Site, assert_problem, connect, make_site_app, serving
 
 from callboard.runtime import JobContext
-from callboard.web import Callboard, limits
+from callboard.web import Callboard
+from callboard.web.early_refusal import LINGER_SECONDS
 from callboard.web.limits import BodyLimit
 
 LIMIT = CONFIG.max_body_bytes
@@ -245,7 +246,7 @@ async def test_a_client_whose_body_was_late_is_not_given_the_same_time_again(aut
     limit = BodyLimit(app, inner, max_body_bytes=LIMIT, max_bulk_body_bytes=LIMIT, body_seconds=60)
     began = trio.current_time()
     await limit(scope_of("POST", "/api/orders"), receive, send)
-    assert ended == [pytest.approx(60 + limits.LINGER_SECONDS, abs=1)]
+    assert ended == [pytest.approx(60 + LINGER_SECONDS, abs=1)]
 
 
 async def test_the_answer_to_a_late_body_is_in_the_document_as_it_is() -> None:

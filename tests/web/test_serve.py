@@ -10,7 +10,7 @@ from typing import Protocol
 
 import httpx
 import pytest
-from tests.conftest import Serve, ServerProcess, run_callboard
+from tests.conftest import Serve, ServerProcess, run_callboard, wait_until
 
 from callboard.web.serve import board_of
 
@@ -80,22 +80,16 @@ def started(start: Start) -> ServerProcess:
 
 
 def wait_until_not_ready(server: ServerProcess) -> None:
-    deadline = time.monotonic() + 20
-    while httpx.get(f"{server.url}/jobs/health/ready").status_code != 503:
-        assert time.monotonic() < deadline, "it does not drain"
-        time.sleep(0.02)
+    wait_until(lambda: httpx.get(f"{server.url}/jobs/health/ready").status_code == 503, "it does not drain")
 
 
 def post(server: ServerProcess, path: str) -> str:
     answer = httpx.post(server.url + path)
     assert answer.status_code == 202
     job_id: str = answer.json()["id"]
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if httpx.get(f"{server.url}/jobs/{job_id}").json()["status"] == "InProgress":
-            return job_id
-        time.sleep(0.02)
-    raise AssertionError("the job did not start")
+    url = f"{server.url}/jobs/{job_id}"
+    wait_until(lambda: httpx.get(url).json()["status"] == "InProgress", "the job did not start")
+    return job_id
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
