@@ -12,7 +12,7 @@ from msgspec import Raw
 from callboard.runtime.core.commands import Cancel, Command, Fail, Report, Retry, Succeed
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Failure, Job, Progress, Request, Status
-from callboard.runtime.core.store import Claimed, Clock, Committed, News, Outcome, Store, Write
+from callboard.runtime.core.store import Claimed, Clock, Committed, News, Store, Write
 from callboard.runtime.core.transition import accept, decide
 
 __all__ = [
@@ -193,14 +193,14 @@ async def woken(store: Store, cursor: str, act: Callable[[], Awaitable[object]])
     return told[0]
 
 
-def committed(outcome: Outcome) -> Committed:
+def committed(outcome: object) -> Committed:
     """The outcome, which must be Committed."""
     if not isinstance(outcome, Committed):
         raise AssertionError(f"refused: {outcome!r}")
     return outcome
 
 
-def kinds(outcomes: Iterable[Outcome]) -> list[str]:
+def kinds(outcomes: Iterable[object]) -> list[str]:
     """The names of the outcomes."""
     return [type(outcome).__name__ for outcome in outcomes]
 

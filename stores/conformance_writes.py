@@ -135,7 +135,11 @@ async def promise_02_what_came_and_went_in_one_batch_leaves_nothing(bench: Bench
     new = birth(2, key="k")
     born = replace(new.job, serial=first.serial + 1)
     outcomes = await store.commit([new, Delete(expected=born)])
-    equal(kinds(outcomes), ["Committed", "Committed"])
+    equal(kinds(outcomes[:1]), ["Committed"])
+    if isinstance(outcomes[1], Conflict):
+        # Serials grow, but need not follow one another where time really passes.
+        truth(not bench.clock_is_injected, "the serial of a store whose time stands still can be foretold")
+        committed((await store.commit([Delete(expected=committed(outcomes[0]).job)]))[0])
     equal(await one(store, new.job.id), None)
     equal(list(await store.events(new.job.id, after=0, limit=10)), [])
     equal(await store.counts(), {("default", Status.QUEUED): 1})

@@ -1,16 +1,21 @@
-"""A state machine: whatever is asked of two connections, SQLite answers what the memory store answers."""
+"""A state machine: whatever is asked of two connections, SQLite and Redis answer what the memory store answers."""
 
 import tempfile
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import Raw
+from msgspec.structs import replace
+from tests.redis_servers import RedisServer
 
 from callboard.runtime.core.commands import Cancel, Command, Fail, Release, Report, Retry, Stop, Succeed
 from callboard.runtime.core.events import LogEntry
@@ -19,7 +24,10 @@ from callboard.runtime.core.job import Failure, Job, Progress, Status
 from callboard.runtime.core.store import Claimed, Delete, Held, JobFilter, News, Page, Store, Write
 from callboard.runtime.core.transition import TABLE
 from callboard.stores.conformance_bench import after, birth, job
+from callboard.stores.cursors import read_news_cursor
 from callboard.stores.memory import MemoryDatabase, MemoryStore
+from callboard.stores.redis import RedisStore
+from callboard.stores.redis_url import RedisSettings
 from callboard.stores.sqlite import SqliteStore
 
 NUMBERS = range(4)
@@ -77,26 +85,35 @@ class Twins(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
         self.now_ms = 1000
         self.names = 0
-        self.database = MemoryDatabase()
+        self.database = self.reference()
         self.memory: list[Store] = []
-        self.sqlite: list[Store] = []
+        self.driver: list[Store] = []
         self.cursors: list[list[str]] = []
         self.held: list[Held] = []
         self.stale: dict[str, Job] = {}
 
+    def reference(self) -> MemoryDatabase:
+        """What the memory store of this machine works on."""
+        return MemoryDatabase()
+
+    def connect_driver(self) -> Store:
+        """A connection to the driver that has to equal it, not opened yet."""
+        raise NotImplementedError
+
+    def news(self, side: int, cursor: str, *, are_expected: bool) -> News | None:
+        """What the driver's connection is told; None for nothing."""
+        return trio.run(news_of, self.driver[side], cursor, 5 if are_expected else 0.005)
+
     def teardown(self) -> None:
-        for store in (*self.memory, *self.sqlite):
+        for store in (*self.memory, *self.driver):
             trio.run(store.aclose)
-        self.directory.cleanup()
 
     @initialize()
     def connect(self) -> None:
         self.memory = [MemoryStore(self.database, clock=self.clock) for _ in (0, 1)]
-        path = Path(self.directory.name) / "x.db"
-        self.sqlite = [SqliteStore(path, clock=self.clock, synchronous="NORMAL") for _ in (0, 1)]
+        self.driver = [self.connect_driver() for _ in (0, 1)]
         self.cursors = [["", ""], ["", ""]]
         for side in (0, 1):
             self.open(side)
@@ -145,9 +162,8 @@ class Twins(RuleBasedStateMachine):
     @rule(side=sides)
     def read_news(self, side: int) -> None:
         expected = trio.run(news_of_memory, self.memory[side], self.cursors[0][side])
-        patience = 0.005 if expected is None else 5
-        actual = trio.run(news_of_sqlite, self.sqlite[side], self.cursors[1][side], patience)
-        # Of a job that is gone SQLite has no events left, and says so; memory has.
+        actual = self.news(side, self.cursors[1][side], are_expected=expected is not None)
+        # Of a job that is gone the drivers have no events left, and say so; memory has.
         if actual is None or actual.complete:
             assert (actual and actual.events) == (expected and expected.events)
             assert (actual and actual.queues_changed) == (expected and expected.queues_changed)
@@ -160,7 +176,7 @@ class Twins(RuleBasedStateMachine):
         def jobs(store: Store) -> Callable[[], Awaitable[list[Job]]]:
             return lambda: all_pages(store, where, limit)
 
-        assert trio.run(jobs(self.sqlite[0])) == trio.run(jobs(self.memory[0]))
+        assert trio.run(jobs(self.driver[0])) == trio.run(jobs(self.memory[0]))
 
     # A store that is closed while it holds leases is a dead holder to SQLite at once.
     @precondition(
@@ -174,7 +190,7 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     def all_is_equal(self) -> None:
         if self.memory:
-            assert trio.run(everything, self.sqlite[1]) == trio.run(everything, self.memory[1])
+            assert trio.run(everything, self.driver[1]) == trio.run(everything, self.memory[1])
 
     def clock(self) -> int:
         return self.now_ms
@@ -187,7 +203,7 @@ class Twins(RuleBasedStateMachine):
                 worker=f"w{self.names}", max_events_per_job=KEEP, max_attempts_per_job=KEEP_ATTEMPTS
             ),
         )
-        for driver, stores in enumerate((self.memory, self.sqlite)):
+        for driver, stores in enumerate((self.memory, self.driver)):
             self.cursors[driver][side] = trio.run(stores[side].wait_news, None).cursor
 
     def both(self, side: int, ask: Callable[[Store], Awaitable[Any]]) -> Any:
@@ -198,7 +214,7 @@ class Twins(RuleBasedStateMachine):
             return list(found) if isinstance(found, tuple | list) else found
 
         expected = trio.run(answer, self.memory[side])
-        assert trio.run(answer, self.sqlite[side]) == expected
+        assert trio.run(answer, self.driver[side]) == expected
         return expected
 
     def item(self, step: Any) -> Write | Delete | None:
@@ -220,6 +236,66 @@ class Twins(RuleBasedStateMachine):
         return self.stale.get(job_id, now) if stale else now
 
 
+class SqliteTwins(Twins):
+    """SQLite, on a file of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+
+    def connect_driver(self) -> Store:
+        return SqliteStore(Path(self.directory.name) / "x.db", clock=self.clock, synchronous="NORMAL")
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.directory.cleanup()
+
+
+class TickingDatabase(MemoryDatabase):
+    """Serials and fences from one counter that follows the clock, as Redis gives them."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self.clock = clock
+        self.tick = 0
+        super().__init__()
+
+    def _tick(self) -> int:
+        return self.tick
+
+    def _move(self, value: int) -> None:
+        if value:
+            self.tick = max(value, self.clock() * 1000)
+
+    last_serial = property(_tick, _move)  # type: ignore[assignment]
+    last_fence = property(_tick, _move)  # type: ignore[assignment]
+
+
+class RedisTwins(Twins):
+    """Redis, in a space of its own of a real server."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefix = uuid.uuid4().hex
+
+    def reference(self) -> MemoryDatabase:
+        return TickingDatabase(self.clock)
+
+    def connect_driver(self) -> Store:
+        return RedisStore(replace(RedisSettings.of_url(self.url), prefix=self.prefix), clock=self.clock)
+
+    def news(self, side: int, cursor: str, *, are_expected: bool) -> News | None:
+        if are_expected:
+            return super().news(side, cursor, are_expected=True)
+        # A wait that is cancelled has to subscribe again, and then says that it may have missed something; so this looks once.
+        store = self.driver[side]
+        assert isinstance(store, RedisStore)
+        found = trio.run(partial(look_once, store, read_news_cursor(cursor)[0]))
+        assert not (found.complete and found.events)
+        return None if found.complete else News(cursor=cursor, complete=False)
+
+
 async def news_of_memory(store: Store, cursor: str) -> News | None:
     told: list[News] = []
 
@@ -233,7 +309,7 @@ async def news_of_memory(store: Store, cursor: str) -> News | None:
     return told[0] if told else None
 
 
-async def news_of_sqlite(store: Store, cursor: str, seconds: float) -> News | None:
+async def news_of(store: Store, cursor: str, seconds: float) -> News | None:
     with trio.move_on_after(seconds):
         return await store.wait_news(cursor)
     return None
@@ -257,5 +333,18 @@ async def everything(store: Store) -> Any:
     return list(await store.get(job_ids)), events, attempts, of_queues, await store.now_ms()
 
 
-TestTwins = Twins.TestCase
-TestTwins.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+async def look_once(store: RedisStore, position: int) -> Any:
+    opened = store._connected()
+    return await opened.link.read(lambda caller: store._space.news(caller, opened.me, position))
+
+
+@pytest.fixture
+def a_real_server(redis_server: RedisServer) -> Iterator[None]:
+    RedisTwins.url = redis_server.url
+    yield
+
+
+TestSqliteTwins = SqliteTwins.TestCase
+TestSqliteTwins.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+TestRedisTwins = pytest.mark.usefixtures("a_real_server")(RedisTwins.TestCase)
+TestRedisTwins.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
