@@ -1,4 +1,5 @@
-# callboard: everything a bare machine needs is Python 3.11 or newer and make. `make` alone lists the targets.
+# callboard: everything a bare machine needs is Python 3.11 or newer and make; its tests need a redis-server, too, which they install
+# where they may. `make` alone lists the targets.
 #
 #   PYTHON   the interpreter that makes the environment      make test PYTHON=python3.13 VENV=.venv-3.13
 #   VENV     where the environment is                        (an environment keeps the interpreter it was made with)
@@ -20,12 +21,15 @@ LEAST_COVERAGE := 95
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test suite soak clean
+.PHONY: help setup redis demo check test suite soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(DEVELOPING) ## create the environment and install callboard with its development tools
+
+redis: ## see that there is a redis-server for the tests to start; as root on Debian and Ubuntu, install one
+	@.ci/redis
 
 demo: $(INSTALLED) ## set up, start a server, run a real job and follow it live (ONCE=1: end by itself)
 	@$(BIN)/callboard demo $(if $(ONCE),--once)
@@ -38,17 +42,17 @@ check: $(DEVELOPING) ## lint, format, types, import contracts, shape of the code
 	$(BIN)/lint-imports
 	$(PYTEST) -q tests/test_shape.py
 
-test: $(DEVELOPING) ## every test but the long ones, with branch coverage
+test: redis $(DEVELOPING) ## every test but the long ones, with branch coverage
 	$(PYTEST) -n $(WORKERS) --cov --cov-branch --cov-report= $(ARGS)
 	$(BIN)/coverage report
 	@echo
 	@echo "runtime/ and stores/ must reach $(LEAST_COVERAGE) %:"
 	$(BIN)/coverage report --include='runtime/*,stores/*' --format=total --fail-under=$(LEAST_COVERAGE)
 
-suite: $(DEVELOPING) ## the same tests without coverage
+suite: redis $(DEVELOPING) ## the same tests without coverage
 	$(PYTEST) -n $(WORKERS) $(ARGS)
 
-soak: $(DEVELOPING) ## the long runs: hundreds of kill -9, many clients, an hour of hostile ones (CALLBOARD_SOAK_SECONDS)
+soak: redis $(DEVELOPING) ## the long runs: hundreds of kill -9, many clients, an hour of hostile ones (CALLBOARD_SOAK_SECONDS)
 	$(PYTEST) -m soak -o faulthandler_timeout=3600 $(ARGS)
 
 clean: ## remove the environments and whatever the tools left behind

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.redis_servers import RedisServer, RedisServers
 
-__all__ = ["Serve", "ServerProcess", "run_callboard", "wait_until"]
+__all__ = ["Serve", "ServerProcess", "redis_server", "redis_servers", "run_callboard", "wait_until"]
 
 START_SECONDS = 30
 _URL = re.compile(r"serving on (https?://\S+|unix:\S+)")
@@ -94,3 +95,31 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         if server.process.poll() is None:
             server.process.kill()
         server.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def shared_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One plain server for all tests of this worker; ``redis_server`` hands it out."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_redis_server: RedisServer) -> RedisServer:
+    """A plain server that runs and is empty; its settings are as they were, so who changes one puts it back or asks ``redis_servers``."""
+    if not shared_redis_server.running:
+        shared_redis_server.start()
+    shared_redis_server.resume()
+    shared_redis_server.run("FLUSHALL")
+    return shared_redis_server
+
+
+@pytest.fixture
+def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServers]:
+    """``redis_servers.server(fsync="always")``, ``.sentinels()``, ``.cluster()``: real ones of this test's own, ended with it."""
+    # Not the test's own folder, whose name is as long as the test's: a unix socket's path is limited to a hundred characters.
+    servers = RedisServers(tmp_path_factory.mktemp("redis"))
+    try:
+        yield servers
+    finally:
+        servers.close()
