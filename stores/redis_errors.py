@@ -1,0 +1,88 @@
+"""What redis-py raises, told in our own words: no text of the server or the library leaves, since it may name users and addresses.
+
+Every function here is pure. Who raises its result does so outside of the ``except`` block, so that the original is in no chain either.
+"""
+
+import re
+from typing import Final
+
+from redis import exceptions
+
+from callboard.runtime.core.errors import StoreUnavailable
+
+__all__ = ["code_of", "unavailable"]
+
+_REASONS: Final[dict[str, str]] = {
+    "OOM": "the Redis server has reached its maxmemory; give it more, or remove something",
+    "LOADING": "the Redis server is loading its data from disk",
+    "READONLY": "the Redis server is a replica, or has become one, and takes no writes",
+    "MISCONF": "the Redis server cannot write to its disk, and takes no writes; its own log says why",
+    "NOREPLICAS": "the Redis server has fewer good replicas than its min-replicas-to-write, and takes no writes",
+    "BUSY": "the Redis server is busy with a script",
+    "CLUSTERDOWN": "the Redis Cluster is down: some of its slots are served by nobody",
+    "MASTERDOWN": "the Redis server is a replica that has lost its master",
+    "TRYAGAIN": "the Redis Cluster is moving a slot",
+    "MOVED": "the Redis Cluster has moved a slot",
+    "ASK": "the Redis Cluster is moving a slot",
+    "NOAUTH": "the Redis server wants a password",
+    "WRONGPASS": "the Redis server takes the user and password no more",
+    "NOPERM": "the Redis server does not let the user run what the store needs",
+}
+"""The code at the beginning of an error reply -> what StoreUnavailable says. Source: the server's source, ``createSharedObjects``."""
+
+_BURIED: Final = re.compile(rf"-({'|'.join(_REASONS)}) ")
+"""Servers before 7.0 report the error of a command in a script as ERR, with the command's own reply in the text."""
+
+_CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (exceptions.OutOfMemoryError, "OOM"),
+    (exceptions.BusyLoadingError, "LOADING"),
+    (exceptions.ReadOnlyError, "READONLY"),
+    (exceptions.NoPermissionError, "NOPERM"),
+    (exceptions.AuthenticationError, "WRONGPASS"),
+    (exceptions.AuthenticationWrongNumberOfArgsError, "WRONGPASS"),
+    (exceptions.MasterDownError, "MASTERDOWN"),
+    (exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (exceptions.TryAgainError, "TRYAGAIN"),
+    (exceptions.MovedError, "MOVED"),
+    (exceptions.AskError, "ASK"),
+)
+"""Errors of redis-py whose code is no longer in their text; the more special ones come first."""
+
+
+def code_of(error: BaseException) -> str | None:
+    """The code of an error reply, as ``"OOM"``; None for what is no reply, or has none that is known."""
+    status = getattr(error, "status_code", None)
+    if status in _REASONS:
+        return str(status)
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    if not isinstance(error, exceptions.ResponseError):
+        return None
+    text = str(error)
+    first = text.split(" ", 1)[0]
+    if first in _REASONS:
+        return first
+    buried = _BURIED.search(text)
+    if buried:
+        return buried[1]
+    if "can't run this command" in text or "can't access at least one" in text:
+        # Before 7.0 this is all that a script says when the user may not run one of its commands.
+        return "NOPERM"
+    return None
+
+
+def unavailable(error: BaseException) -> StoreUnavailable | None:
+    """What the world did, as StoreUnavailable; None for anything else, which is a bug of ours."""
+    code = code_of(error)
+    if code is not None:
+        return StoreUnavailable(_REASONS[code])
+    if isinstance(error, exceptions.ResponseError | exceptions.DataError):
+        return None
+    if isinstance(error, exceptions.TimeoutError):
+        return StoreUnavailable("the Redis server did not answer in time")
+    if isinstance(error, exceptions.ConnectionError | exceptions.InvalidResponse):
+        return StoreUnavailable("there is no connection to the Redis server, or it was lost")
+    if isinstance(error, exceptions.RedisError | exceptions.RedisClusterException):
+        return StoreUnavailable("the Redis server cannot be used now")
+    return None

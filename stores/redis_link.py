@@ -1,0 +1,269 @@
+"""The connections of a Redis store: three lanes, each with one connection and at most one thread.
+
+A connection belongs to the thread that uses it. Whatever may have left something of a reply in it (a timeout, an error in
+mid-reply, a cancelled call) ends it, so no reply is ever taken for another's; the next call makes a new one. Nothing is sent
+twice: the one exception is a script that the server did not know, and so did not run.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+import trio
+from hiredis import PushNotification
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from callboard.runtime.core.errors import StoreUnavailable
+from callboard.stores.redis_dial import Connection, Dial, hang_up
+from callboard.stores.redis_errors import code_of, unavailable
+from callboard.stores.redis_scripts import Script
+from callboard.stores.redis_url import RedisSettings
+
+__all__ = ["Caller", "Ear", "Link"]
+
+PAUSE_SECONDS: Final = 0.1
+"""From one failure to the next try when the one before failed too: a server that is down is not hammered, whoever asks how often."""
+
+T = TypeVar("T")
+
+
+class Caller(Protocol):
+    """One connection (or one cluster client), used from one thread at a time."""
+
+    def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        """What the script returns: bytes, ints and lists of them. ``keys[0]`` tells the slot.
+
+        What it raises goes through ``work``: the lane makes StoreUnavailable of it.
+        """
+        ...
+
+
+class Ear(Protocol):
+    """The subscription of the news lane."""
+
+    @property
+    def generation(self) -> int:
+        """How many subscriptions there were; it changes when messages may have been missed."""
+        ...
+
+    def listen(self, seconds: float) -> list[bytes]:
+        """The payloads that came; waits up to ``seconds`` for the first."""
+        ...
+
+
+class Link:
+    """Connections of one store: three lanes. Made by a cheap constructor that does no I/O."""
+
+    def __init__(self, settings: RedisSettings, *, channel: str) -> None:
+        dial = Dial(settings)
+        self._write = _Lane(dial)
+        self._read = _Lane(dial)
+        self._news = _Lane(dial, channel)
+
+    async def open(self) -> None:
+        """Connect. Raises StoreRefused, StoreUnavailable."""
+        await self._write.call(lambda line: None)
+        await self._news.call(lambda line: None)
+
+    async def aclose(self) -> None:
+        """Close all connections and wait for the threads to end; again is harmless. What still runs is cut off."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for lane in (self._write, self._read, self._news):
+                    nursery.start_soon(lane.aclose)
+
+    async def write(self, work: Callable[[Caller], T]) -> T:
+        """What ``work`` returns, run in the write lane's thread. Raises StoreUnavailable, and whatever ``work`` raises."""
+        return await self._write.call(work)
+
+    async def read(self, work: Callable[[Caller], T]) -> T:
+        """The same in the read lane."""
+        return await self._read.call(work)
+
+    async def news(self, work: Callable[[Caller, Ear], T]) -> T:
+        """The same in the news lane, whose connection has the subscription too."""
+        return await self._news.call(lambda line: work(line, line))
+
+
+class _Lane:
+    """One connection at a time, and a thread only while a call runs."""
+
+    def __init__(self, dial: Dial, channel: str | None = None) -> None:
+        self._dial = dial
+        self._channel = channel
+        self._turn = trio.Lock()
+        # A thread keeps its token until it ends, also when its caller has left: so there is never a second.
+        self._thread = trio.CapacityLimiter(1)
+        self._line: _Line | None = None
+        self._is_closed = False
+        self._subscriptions = 0
+        self._failures = 0
+        self._failed_at = 0.0
+
+    async def call(self, work: "Callable[[_Line], T]") -> T:
+        async with self._turn:
+            if self._failures > 1:
+                await trio.sleep_until(self._failed_at + PAUSE_SECONDS)
+            if self._is_closed:
+                raise StoreUnavailable("the store is not open")
+            if self._line is None:
+                self._line = _Line(self._dial, self._channel, self._count_subscription)
+            line = self._line
+            try:
+                result = await trio.to_thread.run_sync(
+                    partial(line.use, work), abandon_on_cancel=True, limiter=self._thread
+                )
+            except trio.Cancelled:
+                self._line = None
+                line.drop()
+                raise
+            except StoreUnavailable:
+                self._failures += 1
+                self._failed_at = trio.current_time()
+                raise
+            self._failures = 0
+            return result
+
+    async def aclose(self) -> None:
+        """Cut off what runs, and wait until its thread has ended."""
+        self._is_closed = True
+        line, self._line = self._line, None
+        if line is not None:
+            line.drop()
+        async with self._thread:
+            pass
+
+    def _count_subscription(self) -> int:
+        self._subscriptions += 1
+        return self._subscriptions
+
+
+class _Line:
+    """A connection that is made at its first use, and again after it was lost. ``drop`` ends it for good, from any thread."""
+
+    def __init__(self, dial: Dial, channel: str | None, count_subscription: Callable[[], int]) -> None:
+        self._dial = dial
+        self._channel = channel
+        self._count_subscription = count_subscription
+        self._connection: Connection | None = None
+        self._heard: list[bytes] = []
+        self.generation = 0
+        self._lock = threading.Lock()
+        self._is_used = False
+        self._is_dropped = False
+
+    def use(self, work: "Callable[[_Line], T]") -> T:
+        """In a thread: what ``work`` returns, with a connection that is alive as far as one can see."""
+        with self._lock:
+            if self._is_dropped:
+                raise StoreUnavailable("the store is not open")
+            self._is_used = True
+        # Raised after the except block: the original, with its text, is then in no chain.
+        told: StoreUnavailable | None
+        try:
+            self._ensure_connected()
+            return work(self)
+        except RedisError as error:
+            told = self._translate(error)
+            if told is None:
+                raise
+        finally:
+            with self._lock:
+                self._is_used = False
+                if self._is_dropped:
+                    self._hang_up()
+        raise told
+
+    def drop(self) -> None:
+        """End it. A thread that waits for an answer gets an error at once, and closes it."""
+        with self._lock:
+            self._is_dropped = True
+            if self._is_used:
+                self._dial.cut(self._connection)
+            else:
+                self._hang_up()
+
+    def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        call = (script.sha, len(keys), *keys, *args)
+        try:
+            return self._command("EVALSHA", *call)
+        except NoScriptError:
+            pass
+        self._command("SCRIPT", "LOAD", script.text)
+        return self._command("EVALSHA", *call)
+
+    def listen(self, seconds: float) -> list[bytes]:
+        assert self._connection is not None
+        deadline = time.monotonic() + seconds
+        while not self._heard:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._hear(left)
+        while self._connection.can_read(0) and self._hear(0.001):
+            pass
+        heard, self._heard = self._heard, []
+        return heard
+
+    def _ensure_connected(self) -> None:
+        """Nothing was sent yet: a connection that the server has closed meanwhile is simply made again."""
+        if self._connection is not None and not self._is_quiet(self._connection):
+            self._hang_up()
+        if self._connection is None:
+            self._heard = []
+            self._connection = connection = self._dial.make()
+            self._dial.connect(connection, lambda: self._is_dropped)
+            if self._channel is not None:
+                connection.send_command("SUBSCRIBE", self._channel)
+                self._reply(connection)
+                self.generation = self._count_subscription()
+
+    def _is_quiet(self, connection: Connection) -> bool:
+        try:
+            # Only a subscription is told something that it did not ask for.
+            return connection.is_connected and (not connection.can_read(0) or self._channel is not None)
+        except (RedisError, OSError):
+            return False
+
+    def _command(self, *words: str | bytes | int) -> Any:
+        assert self._connection is not None
+        self._connection.send_command(*words)
+        return self._reply(self._connection)
+
+    def _reply(self, connection: Connection) -> Any:
+        while True:
+            reply = connection.read_response(push_request=self._channel is not None)
+            if not isinstance(reply, PushNotification):
+                return reply
+            if self._note(reply) == b"subscribe":
+                # It is the answer to SUBSCRIBE, which is sent once and before everything else.
+                return None
+
+    def _hear(self, seconds: float) -> bool:
+        assert self._connection is not None
+        try:
+            self._note(self._connection.read_response(push_request=True, timeout=seconds, disconnect_on_error=False))
+        except RedisTimeoutError:
+            return False
+        return True
+
+    def _note(self, push: Any) -> bytes:
+        kind = bytes(push[0])
+        if kind == b"message":
+            self._heard.append(push[2])
+        return kind
+
+    def _translate(self, error: RedisError) -> StoreUnavailable | None:
+        told = unavailable(error)
+        # An error reply is a whole reply; after anything else the connection is in doubt. READONLY is the old master.
+        if not isinstance(error, ResponseError) or code_of(error) in ("READONLY", "NOAUTH", "NOPERM", "MASTERDOWN"):
+            self._hang_up()
+        return told
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            hang_up(self._connection)
+            self._connection = None
