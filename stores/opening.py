@@ -33,8 +33,10 @@ def open_store(url: str) -> Store:
         return MemoryStore()
     if parts.scheme == "sqlite" and not parts.netloc and not parts.fragment and len(parts.path) > 1:
         return SqliteStore(unquote(parts.path[1:]), synchronous=_synchronous(parts.query))
-    if parts.scheme in ("redis", "rediss"):
-        raise ConfigError(f"{parts.scheme}:// is not available yet: {_ACCEPTED}")
+    if parts.scheme in ("redis", "unix"):
+        from callboard.stores.redis import RedisStore
+
+        return RedisStore(url)
     raise ConfigError(f"no store has a URL like that: {_ACCEPTED}")
 
 

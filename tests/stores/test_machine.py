@@ -266,8 +266,8 @@ class TickingDatabase(MemoryDatabase):
         if value:
             self.tick = max(value, self.clock() * 1000)
 
-    last_serial = property(_tick, _move)  # type: ignore[assignment]
-    last_fence = property(_tick, _move)  # type: ignore[assignment]
+    last_serial = property(_tick, _move)
+    last_fence = property(_tick, _move)
 
 
 class RedisTwins(Twins):

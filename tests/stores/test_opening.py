@@ -63,8 +63,6 @@ async def test_relative_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "sqlite:///jobs.db?hunter2=full",
         "sqlite:///jobs.db?synchronous=full&synchronous=normal",
         "sqlite:///jobs.db?synchronous=full&other=1",
-        "redis://user:hunter2@host/0",
-        "rediss://user:hunter2@host/0",
         "postgresql://user:hunter2@host/db",
         "http://[hunter2",
     ],
@@ -75,5 +73,4 @@ def test_anything_else_is_refused_without_telling_secrets(url: str) -> None:
     text = str(caught.value)
     assert all(form in text for form in ("memory://", "sqlite:///relative.db", "sqlite:////absolute.db"))
     assert "hunter2" not in text and "host" not in text
-    assert ("not available yet" in text) == url.startswith("redis")
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
