@@ -61,8 +61,8 @@ local function mark(id, key, place)
   call('ZREM', key, place)
   call('ZADD', tag .. 'leases', now_ms + lease_ms, place)
   list_under({place = place, queue = fields[5]}, fields[4], 'InProgress')
-  append_events(id, {seq .. ' @' .. overlay .. '\n' .. fields[2] .. ' ' .. fields[1]}, keep)
-  return {id, fields[1], fields[2], overlay, fields[6]}
+  append_events(id, {seq .. ' @' .. overlay .. '\n' .. fields[2] .. ' ' .. (fields[1] or '')}, keep)
+  return {id, fields[1] or '', fields[2], overlay, fields[6] or ''}
 end
 
 if not promote() then return {0} end

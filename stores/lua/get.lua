@@ -1,8 +1,5 @@
 -- ARGV[2...] ids. Returns {record, serial, overlay} each; no record, no values.
 
 local answers = {}
-for at = 2, #ARGV do
-  local fields = readable(ARGV[at])
-  answers[#answers + 1] = fields[1] and fields or {}
-end
+for at = 2, #ARGV do answers[#answers + 1] = readable(ARGV[at]) end
 return answers

@@ -59,10 +59,11 @@ local function load_job(id)
   return job
 end
 
--- What a reader makes a job of: {record, serial, overlay}; the overlay "<now_ms> <fence> <worker>" is of a claim that no write has followed.
+-- What a reader makes a job of: {record, serial, overlay}, or {}; the overlay "<now_ms> <fence> <worker>" is of a claim that no write has
+-- followed.
 local function readable(id)
   local values = call('HMGET', job_key(id), 'record', 'serial', 'claim')
-  return {values[1], values[2], values[3] or ''}
+  return values[2] and {values[1] or '', values[2], values[3] or ''} or {}
 end
 
 local function count(queue, status, change)
