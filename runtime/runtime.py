@@ -284,8 +284,9 @@ async def _living(runtime: Runtime, store: Store) -> AsyncIterator[None]:
     )
     bodys_error: BaseException | None = None
     try:
-        asked = trio.current_time()
-        runtime._clock.set(await store.now_ms(), asked=asked)
+        for _ in range(2):  # the first answer may take long, because a driver had to connect
+            asked = trio.current_time()
+            runtime._clock.set(await store.now_ms(), asked=asked)
         async with trio.open_nursery() as nursery:
             await nursery.start(runtime._run)
             try:

@@ -227,7 +227,7 @@ class Space:
     def list_slice(self, caller: Caller, where: JobFilter, *, below: int, limit: int) -> Slice:
         """Up to ``limit`` jobs with a serial under ``below``, newest first, out of the next few hundred."""
         statuses = [status.value for status in where.statuses or Status]
-        chosen = (where.owner or "", where.name or "", where.queue or "", *statuses)
+        chosen = (*map(_some, (where.owner, where.name, where.queue)), *statuses)
         start = f"{min(below, 10**16 - 1):016d}"
         following, *found = self._run(caller, scripts.LIST, start, limit, _MAX_SLICE, *chosen)
         jobs = []
@@ -292,6 +292,11 @@ _Item = Sequence[str | bytes | int]
 """One item of ``commit.lua``."""
 
 
+def _some(text: str | None) -> str:
+    """A text, which may be empty, behind a mark; '' for none."""
+    return "" if text is None else f"={text}"
+
+
 def _is_birth(item: _Item) -> bool:
     return item[0] == "I"
 
@@ -319,8 +324,8 @@ def _encode(item: Write | Delete, *, may_decide: bool = True, is_lapse: bool = F
         job.seq,
         job.fence,
         (job.completed_ms if job.status in TERMINAL else job.due_ms) or 0,
-        job.key or "",
-        job.owner or "",
+        _some(job.key),
+        _some(job.owner),
         int(job.cancel_requested),
         "" if item.max_queue_size is None else item.max_queue_size,
         encode_job(job),

@@ -5,8 +5,8 @@
 --   1 operation: I insert, U update, D delete     11 seq           16 cancel requested: 1 or ''
 --   2 id                                          12 fence         17 refuse at so many waiting jobs, or ''
 --   3 4 5 expected serial, seq, fence             13 due or end, ms 18 record
---   6 flags: a the caller can decide again,       14 key or ''     19 request (insert) or attempt ('' none)
---     l only while the lease is over              15 owner or ''   20 how many events follow
+--   6 flags: a the caller can decide again,       14 =key or ''    19 request (insert) or attempt ('' none)
+--     l only while the lease is over              15 =owner or ''  20 how many events follow
 --   7 queue  8 name  9 priority  10 status
 -- Returns one answer per item: {C, serial} committed; {R, record, serial, overlay} removed; {X, ...} conflict, {X} without a record;
 -- {D, ...} duplicate; {F, size} full. The answer {A, ...} is the last one: this item is to be decided again, those behind it were not looked at.
@@ -45,9 +45,9 @@ local function is_full(item, joins)
 end
 
 local function insert(item, events)
-  local id, key, owner = item[2], item[14], item[15]
+  local id, key, owner = item[2], text_of(item[14]), text_of(item[15])
   if call('EXISTS', job_key(id)) == 1 then return answer('D', id) end
-  if key ~= '' then
+  if key then
     local holder = call('GET', tag .. 'key:' .. key)
     if holder then return answer('D', holder) end
   end
@@ -57,11 +57,11 @@ local function insert(item, events)
   local job = {id = id, serial = serial, place = place_of(serial, id), queue = item[7], name = item[8], status = item[10]}
   store(job, item, events)
   call('HSET', job_key(id), 'request', item[19])
-  if key ~= '' then
+  if key then
     call('HSET', job_key(id), 'key', key)
     call('SET', tag .. 'key:' .. key, id)
   end
-  if owner ~= '' then
+  if owner then
     call('HSET', job_key(id), 'owner', owner)
     call('ZADD', tag .. 'owner:' .. owner, 0, job.place)
   end

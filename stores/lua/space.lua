@@ -33,6 +33,11 @@ local function tick()
   return digits(last_tick)
 end
 
+-- Of an argument that may be missing: '' is none, '=' stands before a text.
+local function text_of(argument)
+  return argument ~= '' and string.sub(argument, 2) or nil
+end
+
 local function place_of(serial, id)
   return string.rep('0', 16 - #serial) .. serial .. id
 end

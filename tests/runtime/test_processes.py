@@ -99,11 +99,15 @@ def is_alive(pid: int) -> bool:
 
 
 def children(of: int | None = None) -> set[int]:
-    """All children of this process, those that are dead and not yet waited for included, less multiprocessing's resource tracker."""
+    """All children of this process, those that are dead and not yet waited for included, less multiprocessing's resource tracker and what
+    other tests have left running for those that follow.
+    """
+    others = ("resource_tracker", "redis-server", "watcher")
     found = set()
     for thread in Path(f"/proc/{of or os.getpid()}/task").iterdir():
         for child in (thread / "children").read_text().split():
-            if "resource_tracker" not in Path(f"/proc/{child}/cmdline").read_text():
+            command = Path(f"/proc/{child}/cmdline").read_text()
+            if not any(word in command for word in others):
                 found.add(int(child))
     return found
 

@@ -56,8 +56,8 @@ births = st.fixed_dictionaries(
         "queue": st.sampled_from(QUEUES),
         "name": st.sampled_from(NAMES),
         "priority": st.integers(-1, 1),
-        "key": st.sampled_from([None, "k", "l"]),
-        "owner": st.sampled_from([None, "anna"]),
+        "key": st.sampled_from([None, "k", ""]),
+        "owner": st.sampled_from([None, "anna", ""]),
         "max_retries": st.integers(0, 1),
         "max_lost_leases": st.integers(0, 1),
         "delay_ms": st.sampled_from([None, None, 0, 10, 40]),
@@ -74,9 +74,9 @@ steps = st.one_of(
 filters = st.builds(
     JobFilter,
     statuses=st.lists(st.sampled_from(Status), max_size=2).map(tuple),
-    name=st.sampled_from([None, *NAMES]),
-    queue=st.sampled_from([None, *QUEUES]),
-    owner=st.sampled_from([None, "anna"]),
+    name=st.sampled_from([None, *NAMES, ""]),
+    queue=st.sampled_from([None, *QUEUES, ""]),
+    owner=st.sampled_from([None, "anna", ""]),
 )
 
 

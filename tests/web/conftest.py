@@ -1,4 +1,4 @@
-"""Fixtures of the web tests: every test runs on each store that the plain install brings."""
+"""Fixtures of the web tests: every test runs on each store."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from tests.redis_servers import RedisServer
 from tests.web.workshop import CONFIG, Site, make_site_app, run_site
 
 from callboard.runtime import Config
@@ -17,9 +18,12 @@ __all__ = ["OpenSite"]
 OpenSite = Callable[..., Awaitable[Site]]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh store."""
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        return server.url
     return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/jobs.db?synchronous=normal"
 
 

@@ -188,7 +188,8 @@ PREFER = [
 
 
 @pytest.mark.parametrize(("prefer", "waits"), PREFER)
-async def test_prefer_is_read_as_rfc_7240_says(site: Site, prefer: str, waits: bool) -> None:
+async def test_prefer_is_read_as_rfc_7240_says(open_site: OpenSite, prefer: str, waits: bool) -> None:
+    site = await open_site(config=CONFIG if waits else replace(CONFIG, max_concurrent_jobs=0))
     answer = await site.http.post("/api/orders", json={"itemName": "x"}, headers={"Prefer": prefer})
     assert answer.status_code == (200 if waits else 202), answer.text
     assert answer.headers.get("preference-applied") == ("wait" if waits else None)

@@ -173,6 +173,7 @@ async def test_unsubscribe_ends_it_at_once(site: Site) -> None:
         assert site.board.runtime.stats().subscribers == 1
 
 
+@pytest.mark.parametrize("store_url", ["memory", "sqlite"], indirect=True)  # on which a job is faster than its reader
 async def test_nothing_comes_after_unsubscribed_although_much_waited(open_site: OpenSite) -> None:
     site = await open_site(config=replace(CONFIG, progress_interval_seconds=0))
     job = await site.submit("/api/flood", 400)
@@ -553,13 +554,14 @@ async def test_a_hook_that_fails_is_answered_and_the_socket_lives(open_site: Ope
         await one.ask(type="subscribe", sub="feed")
         fails = True
         for message in ({"type": "cancel", "id": job_id}, {"type": "subscribe", "id": job_id}):
-            refused = await one.ask(**message)
+            await one.say(**message)
+            while (refused := await one.next())["type"] != "error":
+                pass  # the feed may end at any time from now on
             assert code(refused) == ("error", "internal-error")
             assert "tiger" not in str(refused)
         site.gates.open_all()
         while "feed" not in one.ended:
-            frame = await one.next()
-        assert frame["type"] == "unsubscribed"
+            await one.next()
         fails = False
         assert (await one.ask(type="subscribe", id=job_id))["type"] == "subscribed"
     assert caplog.text.count("the password is tiger") >= 3
