@@ -21,7 +21,7 @@ LEAST_COVERAGE := 95
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup redis demo check test suite soak clean
+.PHONY: help setup redis demo check test coverage suite soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ check: $(DEVELOPING) ## lint, format, types, import contracts, shape of the code
 
 test: redis $(DEVELOPING) ## every test but the long ones, with branch coverage
 	$(PYTEST) -n $(WORKERS) --cov --cov-branch --cov-report= $(ARGS)
+	@$(MAKE) --no-print-directory coverage
+
+coverage: ## what the last `make test` covered
 	$(BIN)/coverage report
 	@echo
 	@echo "runtime/ and stores/ must reach $(LEAST_COVERAGE) %:"
