@@ -7,15 +7,18 @@ from typing import Any, Final, Protocol, cast
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from callboard.stores.redis_url import RedisSettings, Secret, Tls
 
-__all__ = ["CLIENT_NAME", "Connection", "Dial", "arguments", "hang_up"]
+__all__ = ["CLIENT_NAME", "SENTINEL_SECONDS", "Connection", "Dial", "NoMaster", "arguments", "hang_up"]
 
 CLIENT_NAME: Final = "callboard"
 """What CLIENT LIST shows."""
+
+SENTINEL_SECONDS: Final = 1.0
+"""The longest wait for one sentinel: there are others to ask."""
 
 
 class Connection(Protocol):
@@ -42,7 +45,6 @@ def arguments(settings: RedisSettings) -> dict[str, Any]:
     return {
         "db": settings.db,
         "credential_provider": settings.credentials,
-        "client_name": CLIENT_NAME,
         **_common(settings, settings.username, settings.password, settings.tls),
     }
 
@@ -78,37 +80,78 @@ def _common(
     return common
 
 
+class NoMaster(RedisConnectionError):
+    """The sentinels name no master. ``last`` is what the last of them raised, None where one answered that it knows none."""
+
+    def __init__(self, last: RedisError | None) -> None:
+        super().__init__("no sentinel names a master")
+        self.last = last
+
+
 class Dial:
-    """Makes connections to wherever the master is."""
+    """Makes connections to wherever the master is now; for several threads."""
 
     def __init__(self, settings: RedisSettings) -> None:
-        self._settings = settings
+        self.settings = settings
+        self.era = 0
+        """Changes when the master is, or may be, another server: connections of an older era are to be left."""
+        self.tried: tuple[tuple[str, int] | None, Tls | None] = (None, settings.tls)
+        """The address that was last dialed, and how; for the diagnosis of what went wrong."""
+        self._sentinels = settings.addresses
+        self._master: tuple[str, int] | None = None
 
-    def make(self) -> Connection:
-        """A connection that is not made yet."""
-        settings = self._settings
-        if settings.path is not None:
-            kind: Any = redis.UnixDomainSocketConnection
-            address: dict[str, Any] = {"path": settings.path}
-        else:
-            kind = redis.Connection if settings.tls is None else redis.SSLConnection
-            address = dict(zip(("host", "port"), settings.addresses[0], strict=True))
-        return cast("Connection", kind(**address, **arguments(settings)))
+    def connect(self, show: Callable[[Connection], None]) -> Connection:
+        """A new connection to the master. Raises what redis-py raises, and what ``show`` raises.
 
-    def connect(self, connection: Connection, is_dropped: Callable[[], bool]) -> None:
-        """Connect, and greet unless ``is_dropped``. Raises what redis-py raises."""
-
-        def greet(connected: Connection) -> None:
-            # From here on there is a socket that ``cut`` finds; what was dropped before ends here.
-            if is_dropped():
-                raise RedisConnectionError("dropped")
-            connected.on_connect()
-
-        connection.redis_connect_func = greet
+        ``show`` is given each connection twice: before there is a socket, and when there is one that ``cut`` can find.
+        """
+        settings = self.settings
+        address: tuple[str, int] | None = None
+        if settings.path is None:
+            address = self._discover(show) if settings.kind == "sentinel" else settings.addresses[0]
+        connection = _make(address, settings.tls, path=settings.path, **arguments(settings))
+        self.tried = address, settings.tls
+        _dial(connection, show)
         try:
-            connection.connect()
-        finally:
-            connection.redis_connect_func = None
+            _introduce(connection)
+        except BaseException:
+            hang_up(connection)
+            raise
+        if address != self._master:
+            self._master = address
+            self.era += 1
+        return connection
+
+    def doubt_master(self) -> None:
+        """Someone was told that the master is none any more."""
+        self.era += 1
+
+    def _discover(self, show: Callable[[Connection], None]) -> tuple[str, int]:
+        """Source: Redis documentation, "Guidelines for Redis clients with support for Sentinel"."""
+        settings = self.settings
+        last: RedisError | None = None
+        for sentinel in self._sentinels:
+            common = _common(settings, settings.sentinel_username, settings.sentinel_password, settings.sentinel_tls)
+            seconds = min(settings.timeout_seconds, SENTINEL_SECONDS)
+            common |= {"socket_timeout": seconds, "socket_connect_timeout": seconds, "protocol": 2}
+            connection = _make(sentinel, settings.sentinel_tls, **common)
+            self.tried = sentinel, settings.sentinel_tls
+            try:
+                _dial(connection, show)
+                connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.service or "")
+                reply = connection.read_response()
+            except RedisError as error:
+                last = error
+                continue
+            finally:
+                hang_up(connection)
+            if reply is None:
+                last = None
+                continue
+            # The one that answers is asked first the next time.
+            self._sentinels = (sentinel, *(one for one in settings.addresses if one != sentinel))
+            return reply[0].decode(), int(reply[1])
+        raise NoMaster(last)
 
     @staticmethod
     def cut(connection: Connection | None) -> None:
@@ -130,3 +173,38 @@ def hang_up(connection: Connection) -> None:
     except (RedisError, OSError):
         # There is nothing more to close.
         pass
+
+
+def _make(address: tuple[str, int] | None, tls: Tls | None, *, path: str | None = None, **options: Any) -> Connection:
+    if address is None:
+        kind: Any = redis.UnixDomainSocketConnection
+        return cast("Connection", kind(path=path, **options))
+    kind = redis.Connection if tls is None else redis.SSLConnection
+    return cast("Connection", kind(host=address[0], port=address[1], **options))
+
+
+def _dial(connection: Connection, show: Callable[[Connection], None]) -> None:
+    def greet(connected: Connection) -> None:
+        # Who was dropped before there was a socket ends here; from here on ``cut`` finds it.
+        show(connected)
+        connected.on_connect()
+
+    show(connection)
+    connection.redis_connect_func = greet
+    try:
+        connection.connect()
+    finally:
+        # It refers to itself otherwise.
+        connection.redis_connect_func = None
+
+
+def _introduce(connection: Connection) -> None:
+    """Give it its name, and see that it is no replica: sentinels may be late, and a name may still lead to the old master."""
+    connection.send_command("CLIENT", "SETNAME", CLIENT_NAME)
+    try:
+        connection.read_response()
+    except ResponseError:
+        # The user may not; it is for people who look at CLIENT LIST.
+        pass
+    if (connection.handshake_metadata or {}).get(b"role") == b"replica":
+        raise ReadOnlyError("it is a replica")

@@ -13,10 +13,12 @@ from typing import Any, Final, Protocol, TypeVar
 
 import trio
 from hiredis import PushNotification
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from callboard.runtime.core.errors import StoreUnavailable
+from callboard.runtime.core.errors import CallboardError, StoreUnavailable
+from callboard.stores.redis_check import check_server, refusal
 from callboard.stores.redis_dial import Connection, Dial, hang_up
 from callboard.stores.redis_errors import code_of, unavailable
 from callboard.stores.redis_scripts import Script
@@ -27,7 +29,13 @@ __all__ = ["Caller", "Ear", "Link"]
 PAUSE_SECONDS: Final = 0.1
 """From one failure to the next try when the one before failed too: a server that is down is not hammered, whoever asks how often."""
 
+_LEAVE_AFTER: Final = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "NOPERM"})
+"""Error replies of a server that is no master any more, or will not have us: the next call begins with a new greeting."""
+
 T = TypeVar("T")
+
+Explain = Callable[[RedisError], CallboardError | None]
+"""What to say of an error; None for a bug of ours."""
 
 
 class Caller(Protocol):
@@ -58,22 +66,27 @@ class Link:
     """Connections of one store: three lanes. Made by a cheap constructor that does no I/O."""
 
     def __init__(self, settings: RedisSettings, *, channel: str) -> None:
-        dial = Dial(settings)
-        self._write = _Lane(dial)
-        self._read = _Lane(dial)
-        self._news = _Lane(dial, channel)
+        self._settings = settings
+        self._dial = Dial(settings)
+        self._channel = channel
+        self._write = _Lane(self._dial)
+        self._read = _Lane(self._dial)
+        self._news = _Lane(self._dial, channel)
 
     async def open(self) -> None:
-        """Connect. Raises StoreRefused, StoreUnavailable."""
-        await self._write.call(lambda line: None)
-        await self._news.call(lambda line: None)
+        """Connect, and see whether the server will do. Raises StoreRefused, StoreUnavailable; nothing is connected then."""
+        explain = partial(refusal, self._dial, channel=self._channel)
+        check = partial(check_server, settings=self._settings, channel=self._channel)
+        try:
+            await self._write.call(lambda line: check(line.command), explain)
+            await self._news.call(lambda line: None, explain)
+        except BaseException:
+            await self._close(for_good=False)
+            raise
 
     async def aclose(self) -> None:
         """Close all connections and wait for the threads to end; again is harmless. What still runs is cut off."""
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                for lane in (self._write, self._read, self._news):
-                    nursery.start_soon(lane.aclose)
+        await self._close(for_good=True)
 
     async def write(self, work: Callable[[Caller], T]) -> T:
         """What ``work`` returns, run in the write lane's thread. Raises StoreUnavailable, and whatever ``work`` raises."""
@@ -86,6 +99,12 @@ class Link:
     async def news(self, work: Callable[[Caller, Ear], T]) -> T:
         """The same in the news lane, whose connection has the subscription too."""
         return await self._news.call(lambda line: work(line, line))
+
+    async def _close(self, *, for_good: bool) -> None:
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for lane in (self._write, self._read, self._news):
+                    nursery.start_soon(partial(lane.close, for_good=for_good))
 
 
 class _Lane:
@@ -103,7 +122,7 @@ class _Lane:
         self._failures = 0
         self._failed_at = 0.0
 
-    async def call(self, work: "Callable[[_Line], T]") -> T:
+    async def call(self, work: "Callable[[_Line], T]", explain: Explain = unavailable) -> T:
         async with self._turn:
             if self._failures > 1:
                 await trio.sleep_until(self._failed_at + PAUSE_SECONDS)
@@ -114,7 +133,7 @@ class _Lane:
             line = self._line
             try:
                 result = await trio.to_thread.run_sync(
-                    partial(line.use, work), abandon_on_cancel=True, limiter=self._thread
+                    partial(line.use, work, explain), abandon_on_cancel=True, limiter=self._thread
                 )
             except trio.Cancelled:
                 self._line = None
@@ -127,9 +146,9 @@ class _Lane:
             self._failures = 0
             return result
 
-    async def aclose(self) -> None:
+    async def close(self, *, for_good: bool) -> None:
         """Cut off what runs, and wait until its thread has ended."""
-        self._is_closed = True
+        self._is_closed = self._is_closed or for_good
         line, self._line = self._line, None
         if line is not None:
             line.drop()
@@ -149,25 +168,26 @@ class _Line:
         self._channel = channel
         self._count_subscription = count_subscription
         self._connection: Connection | None = None
+        self._era = 0
         self._heard: list[bytes] = []
         self.generation = 0
         self._lock = threading.Lock()
         self._is_used = False
         self._is_dropped = False
 
-    def use(self, work: "Callable[[_Line], T]") -> T:
+    def use(self, work: "Callable[[_Line], T]", explain: Explain) -> T:
         """In a thread: what ``work`` returns, with a connection that is alive as far as one can see."""
         with self._lock:
             if self._is_dropped:
                 raise StoreUnavailable("the store is not open")
             self._is_used = True
-        # Raised after the except block: the original, with its text, is then in no chain.
-        told: StoreUnavailable | None
+        told: CallboardError | None
         try:
             self._ensure_connected()
             return work(self)
         except RedisError as error:
-            told = self._translate(error)
+            self._doubt(error)
+            told = explain(error)
             if told is None:
                 raise
         finally:
@@ -175,6 +195,7 @@ class _Line:
                 self._is_used = False
                 if self._is_dropped:
                     self._hang_up()
+        # Raised outside of the except block: the original, with its text, is then in no chain.
         raise told
 
     def drop(self) -> None:
@@ -186,14 +207,20 @@ class _Line:
             else:
                 self._hang_up()
 
+    def command(self, *words: str | bytes | int) -> Any:
+        """The reply to one command."""
+        assert self._connection is not None
+        self._connection.send_command(*words)
+        return self._reply(self._connection)
+
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         call = (script.sha, len(keys), *keys, *args)
         try:
-            return self._command("EVALSHA", *call)
+            return self.command("EVALSHA", *call)
         except NoScriptError:
             pass
-        self._command("SCRIPT", "LOAD", script.text)
-        return self._command("EVALSHA", *call)
+        self.command("SCRIPT", "LOAD", script.text)
+        return self.command("EVALSHA", *call)
 
     def listen(self, seconds: float) -> list[bytes]:
         assert self._connection is not None
@@ -210,28 +237,29 @@ class _Line:
 
     def _ensure_connected(self) -> None:
         """Nothing was sent yet: a connection that the server has closed meanwhile is simply made again."""
-        if self._connection is not None and not self._is_quiet(self._connection):
+        if self._connection is not None and not self._is_good(self._connection):
             self._hang_up()
         if self._connection is None:
             self._heard = []
-            self._connection = connection = self._dial.make()
-            self._dial.connect(connection, lambda: self._is_dropped)
+            connection = self._dial.connect(self._show)
+            self._era = self._dial.era
             if self._channel is not None:
                 connection.send_command("SUBSCRIBE", self._channel)
                 self._reply(connection)
                 self.generation = self._count_subscription()
 
-    def _is_quiet(self, connection: Connection) -> bool:
+    def _show(self, connection: Connection) -> None:
+        self._connection = connection
+        if self._is_dropped:
+            raise RedisConnectionError("dropped")
+
+    def _is_good(self, connection: Connection) -> bool:
         try:
             # Only a subscription is told something that it did not ask for.
-            return connection.is_connected and (not connection.can_read(0) or self._channel is not None)
+            is_quiet = connection.is_connected and (not connection.can_read(0) or self._channel is not None)
         except (RedisError, OSError):
             return False
-
-    def _command(self, *words: str | bytes | int) -> Any:
-        assert self._connection is not None
-        self._connection.send_command(*words)
-        return self._reply(self._connection)
+        return is_quiet and self._era == self._dial.era
 
     def _reply(self, connection: Connection) -> Any:
         while True:
@@ -256,12 +284,13 @@ class _Line:
             self._heard.append(push[2])
         return kind
 
-    def _translate(self, error: RedisError) -> StoreUnavailable | None:
-        told = unavailable(error)
-        # An error reply is a whole reply; after anything else the connection is in doubt. READONLY is the old master.
-        if not isinstance(error, ResponseError) or code_of(error) in ("READONLY", "NOAUTH", "NOPERM", "MASTERDOWN"):
+    def _doubt(self, error: RedisError) -> None:
+        """An error reply is a whole reply, and the connection is as good as before; after anything else it has to be a new one."""
+        code = code_of(error)
+        if code == "READONLY":
+            self._dial.doubt_master()
+        if not isinstance(error, ResponseError) or code in _LEAVE_AFTER:
             self._hang_up()
-        return told
 
     def _hang_up(self) -> None:
         if self._connection is not None:

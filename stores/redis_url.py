@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from urllib.parse import unquote
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from callboard.runtime.core.errors import ConfigError
 
@@ -118,6 +119,20 @@ class RedisSettings(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         """The settings that ``url`` holds. Raises ConfigError, whose message repeats nothing of it."""
         return _of_url(url)
 
+    @classmethod
+    def of_client(
+        cls, client: Any, *, prefix: str = "callboard", timeout_seconds: float | None = None, spaces: int = 16
+    ) -> "RedisSettings":
+        """The address, credentials and TLS of a client of redis-py: ``Redis``, also one that a ``Sentinel`` made, or ``RedisCluster``.
+
+        It may be one for threads or one for asyncio, connected or not: the store only reads its settings and makes connections of
+        its own, so their timeouts and retries are not the client's; ``timeout_seconds`` is by default its ``socket_timeout``. Raises
+        ConfigError.
+        """
+        settings = _of_client(client)
+        seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+        return replace(settings, prefix=_prefix(prefix), timeout_seconds=_bounded(seconds), spaces=_spaces(str(spaces)))
+
 
 def _bad(what: str) -> ConfigError:
     return ConfigError(f"the Redis store's URL {what}: use {REDIS_FORMS}")
@@ -196,9 +211,13 @@ def _prefix(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", text) or not 0.05 <= float(text) <= 600:
-        raise _bad("has timeout_seconds that are not from 0.05 to 600")
-    return float(text)
+    return _bounded(float(text) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", text) else 0)
+
+
+def _bounded(seconds: float) -> float:
+    if not 0.05 <= seconds <= 600:
+        raise _bad("or client has timeout_seconds that are not from 0.05 to 600")
+    return float(seconds)
 
 
 def _spaces(text: str) -> int:
@@ -260,3 +279,63 @@ def _options(query: str, kind: Kind, *, is_tls: bool, is_socket: bool) -> dict[s
 
 def _list(parsers: Mapping[str, object], *, is_tls: bool) -> str:
     return ", ".join(sorted([*parsers, *(_OF_TLS if is_tls else ())]))
+
+
+def _of_client(client: Any) -> RedisSettings:
+    nodes = getattr(client, "nodes_manager", None)
+    if nodes is not None:
+        arguments = getattr(client, "connection_kwargs", None) or nodes.connection_kwargs
+        addresses = tuple((node.host, int(node.port)) for node in nodes.startup_nodes.values())
+        return RedisSettings(
+            kind="cluster", addresses=addresses, **_taken(arguments, arguments.get("connection_class"))
+        )
+    pool = getattr(client, "connection_pool", None)
+    if pool is None or not isinstance(getattr(pool, "connection_kwargs", None), dict):
+        raise ConfigError(
+            "that is no client of redis-py: give a redis.Redis, a redis.asyncio.Redis, a RedisCluster, or a URL"
+        )
+    taken = _taken(pool.connection_kwargs, pool.connection_class)
+    if getattr(pool, "service_name", None) is None:
+        if pool.connection_kwargs.get("path"):
+            return RedisSettings(path=pool.connection_kwargs["path"], **taken)
+        return RedisSettings(addresses=(_address(pool.connection_kwargs, _PORT),), **taken)
+    if not pool.is_master:
+        raise ConfigError("that client reads from replicas, and the store writes: give the one of master_for()")
+    sentinels = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+    asked = _taken(sentinels[0].connection_kwargs, sentinels[0].connection_class)
+    return RedisSettings(
+        kind="sentinel",
+        addresses=tuple(_address(one.connection_kwargs, _SENTINEL_PORT) for one in sentinels),
+        service=pool.service_name,
+        sentinel_username=asked.get("username"),
+        sentinel_password=asked.get("password"),
+        sentinel_tls=asked.get("tls"),
+        **taken,
+    )
+
+
+def _address(arguments: Mapping[str, Any], port: int) -> tuple[str, int]:
+    return str(arguments.get("host") or "localhost"), int(arguments.get("port") or port)
+
+
+def _taken(arguments: Mapping[str, Any], connection_class: Any) -> dict[str, Any]:
+    """The fields of RedisSettings that a client's arguments tell."""
+    taken: dict[str, Any] = {"db": int(arguments.get("db") or 0), "credentials": arguments.get("credential_provider")}
+    for name in ("username", "password"):
+        if arguments.get(name):
+            taken[name] = Secret(str(arguments[name]))
+    if arguments.get("socket_timeout"):
+        taken["timeout_seconds"] = float(arguments["socket_timeout"])
+    # By name: the classes for threads, for asyncio and for Sentinel have no other thing in common.
+    classes = getattr(connection_class, "__mro__", ())
+    if arguments.get("ssl") or any(one.__name__ == "SSLConnection" for one in classes):
+        tls: dict[str, Any] = {}
+        for name, (field, _) in _OF_TLS.items():
+            if arguments.get(name) is not None:
+                value = arguments[name]
+                tls[field] = Secret(str(value)) if field == "key_password" else value
+        others = {name: value for name, value in arguments.items() if name.startswith("ssl_") and name not in _OF_TLS}
+        # None for "no check" is a value too; else it is the default.
+        more = {name: value for name, value in others.items() if value is not None or name == "ssl_cert_reqs"}
+        taken["tls"] = Tls(**tls, more=tuple(more.items()))
+    return taken
