@@ -253,22 +253,41 @@ def _of_tls(error: BaseException, address: tuple[str, int] | None, tls: Tls | No
         if address is not None and is_cut and isinstance(error, RedisConnectionError) and _speaks_tls(address):
             return StoreRefused("the Redis server speaks TLS on that port: use rediss://")
         return None
+    bad = _bad_file(tls)
+    if bad is not None:
+        return StoreRefused(bad)
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return StoreRefused(_of_certificate(cause))
-        if isinstance(cause, ssl.SSLError) and "CERT" in str(cause.reason):
-            return StoreRefused(
-                "the Redis server does not take our certificate: give one that it trusts with ssl_certfile= and ssl_keyfile= in the"
-                " store's URL"
-            )
-        if isinstance(cause, ssl.SSLError) and "KEY_VALUES_MISMATCH" in str(cause.reason):
-            return StoreRefused("ssl_keyfile is not the key of ssl_certfile")
-        if isinstance(cause, FileNotFoundError | PermissionError | IsADirectoryError):
-            return StoreRefused("a file of ssl_ca_certs, ssl_certfile or ssl_keyfile cannot be read")
-        if isinstance(cause, ssl.SSLError) and ("NO_CERTIFICATE" in str(cause) or "PEM" in str(cause)):
-            return StoreRefused("a file of ssl_ca_certs, ssl_certfile or ssl_keyfile holds no such thing in PEM format")
+    if address is not None and not _takes_certificate(address, tls):
+        return StoreRefused(
+            "the Redis server does not take our certificate, or wants one: give one that it trusts with ssl_certfile= and"
+            " ssl_keyfile= in the store's URL"
+        )
     if address is not None and _speaks_plain(address):
         return StoreRefused("the Redis server speaks no TLS on that port: use redis://, or the server's TLS port")
+    return None
+
+
+def _bad_file(tls: Tls) -> str | None:
+    """What is wrong with the files that the settings name."""
+    context = ssl.create_default_context()
+    if tls.ca_file is not None:
+        try:
+            context.load_verify_locations(tls.ca_file)
+        except OSError:
+            return "ssl_ca_certs names no file that can be read and holds certificates of CAs in PEM format"
+    if tls.cert_file is not None:
+        try:
+            # Without a password here, OpenSSL would ask the terminal for it.
+            context.load_cert_chain(tls.cert_file, tls.key_file, tls.key_password.reveal() if tls.key_password else "")
+        except OSError as error:
+            if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+                return "ssl_keyfile is not the key of ssl_certfile"
+            return (
+                "ssl_certfile and ssl_keyfile name no files that can be read and hold a certificate and its key in PEM format, or"
+                " ssl_password does not open the key"
+            )
     return None
 
 
@@ -284,6 +303,7 @@ def _of_certificate(error: ssl.SSLCertVerificationError) -> str:
 
 
 _PROBE_SECONDS: Final = 2.0
+_ALERT_SECONDS: Final = 0.5
 
 
 def _speaks_tls(address: tuple[str, int]) -> bool:
@@ -299,6 +319,26 @@ def _speaks_tls(address: tuple[str, int]) -> bool:
         return "ALERT" in str(error.reason)
     except OSError:
         return False
+
+
+def _takes_certificate(address: tuple[str, int], tls: Tls) -> bool:
+    """False when the server says that it is not content with it, which it does after the handshake of TLS 1.3 only."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        if tls.cert_file is not None:
+            context.load_cert_chain(tls.cert_file, tls.key_file, tls.key_password.reveal() if tls.key_password else "")
+        with socket.create_connection(address, _PROBE_SECONDS) as plain:
+            with context.wrap_socket(plain) as secure:
+                # Nothing is sent: an answer that is under way when the server closes would be lost with it.
+                secure.settimeout(_ALERT_SECONDS)
+                secure.recv(1)
+    except ssl.SSLError as error:
+        return not re.search("CERT|UNKNOWN_CA", str(error.reason))
+    except OSError:
+        pass
+    return True
 
 
 def _speaks_plain(address: tuple[str, int]) -> bool:

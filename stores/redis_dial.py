@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 import redis
@@ -16,6 +17,9 @@ __all__ = ["CLIENT_NAME", "SENTINEL_SECONDS", "Connection", "Dial", "NoMaster", 
 
 CLIENT_NAME: Final = "callboard"
 """What CLIENT LIST shows."""
+
+CONNECT_SECONDS: Final = 5.0
+"""The longest wait for a server to take a connection, which nothing can cut short."""
 
 SENTINEL_SECONDS: Final = 1.0
 """The longest wait for one sentinel: there are others to ask."""
@@ -40,6 +44,22 @@ class Connection(Protocol):
     def _get_socket(self) -> socket.socket | None: ...
 
 
+class _TlsConnection(redis.SSLConnection):
+    """One that can be cut off while it shakes hands, which a server that hangs may let last for all of the timeout."""
+
+    handshaking: socket.socket | None = None
+    watch: Callable[[], None]
+
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> Any:
+        # A handle of its own: the wrapper takes the socket's away at once, and gives nothing back before the hands are shaken.
+        with sock.dup() as self.handshaking:
+            try:
+                self.watch()
+                return super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]
+            finally:
+                self.handshaking = None
+
+
 def arguments(settings: RedisSettings) -> dict[str, Any]:
     """The arguments of redis-py that all connections to data servers have in common, but for the address."""
     return {
@@ -56,7 +76,7 @@ def _common(
         "username": username.reveal() if username else None,
         "password": password.reveal() if password else None,
         "socket_timeout": settings.timeout_seconds,
-        "socket_connect_timeout": settings.timeout_seconds,
+        "socket_connect_timeout": min(settings.timeout_seconds, CONNECT_SECONDS),
         # A command is sent once: redis-py's default, ten retries, runs one twice when the server is slow.
         "retry": Retry(NoBackoff(), 0),
         # A connection that is closed is noticed before it is used, one that is dead by keepalive or the timeout: no PING between.
@@ -72,7 +92,8 @@ def _common(
             "ssl_ca_certs": tls.ca_file,
             "ssl_certfile": tls.cert_file,
             "ssl_keyfile": tls.key_file,
-            "ssl_password": tls.key_password.reveal() if tls.key_password else None,
+            # Without one, OpenSSL would ask the terminal.
+            "ssl_password": tls.key_password.reveal() if tls.key_password else "",
             "ssl_cert_reqs": "required",
             "ssl_check_hostname": tls.check_hostname,
             **dict(tls.more),
@@ -103,7 +124,7 @@ class Dial:
     def connect(self, show: Callable[[Connection], None]) -> Connection:
         """A new connection to the master. Raises what redis-py raises, and what ``show`` raises.
 
-        ``show`` is given each connection twice: before there is a socket, and when there is one that ``cut`` can find.
+        ``show`` is given each connection several times: before there is a socket, and whenever there is one that ``cut`` can find.
         """
         settings = self.settings
         address: tuple[str, int] | None = None
@@ -156,14 +177,19 @@ class Dial:
     @staticmethod
     def cut(connection: Connection | None) -> None:
         """From another thread: whoever waits for ``connection`` gets an error at once. It is for its own thread to close."""
-        found = None if connection is None else connection._get_socket()
-        if found is not None:
-            try:
+        if connection is None:
+            return
+        found = connection._get_socket()
+        try:
+            if found is not None:
                 # Not the method of an SSLSocket, which takes the TLS state away under its reader's hands.
                 socket.socket.shutdown(found, socket.SHUT_RDWR)
-            except OSError:
-                # It is closed already.
-                pass
+            elif isinstance(connection, _TlsConnection) and connection.handshaking is not None:
+                # Its reading end only: Python loses a socket that is not connected any more when TLS begins.
+                connection.handshaking.shutdown(socket.SHUT_RD)
+        except OSError:
+            # It is closed already.
+            pass
 
 
 def hang_up(connection: Connection) -> None:
@@ -179,7 +205,7 @@ def _make(address: tuple[str, int] | None, tls: Tls | None, *, path: str | None 
     if address is None:
         kind: Any = redis.UnixDomainSocketConnection
         return cast("Connection", kind(path=path, **options))
-    kind = redis.Connection if tls is None else redis.SSLConnection
+    kind = redis.Connection if tls is None else _TlsConnection
     return cast("Connection", kind(host=address[0], port=address[1], **options))
 
 
@@ -190,12 +216,16 @@ def _dial(connection: Connection, show: Callable[[Connection], None]) -> None:
         connected.on_connect()
 
     show(connection)
+    if isinstance(connection, _TlsConnection):
+        connection.watch = partial(show, connection)
     connection.redis_connect_func = greet
     try:
         connection.connect()
     finally:
-        # It refers to itself otherwise.
+        # They refer to it, and it to them.
         connection.redis_connect_func = None
+        if isinstance(connection, _TlsConnection):
+            del connection.watch
 
 
 def _introduce(connection: Connection) -> None:

@@ -323,11 +323,11 @@ async def test_a_server_that_loads_its_data_is_unavailable(redis_servers: RedisS
     server = redis_servers.server(fsync="everysec")
     with server.fresh_client() as client:
         pipeline = client.pipeline(transaction=False)
-        for number in range(60_000):
+        for number in range(20_000):
             pipeline.set(f"{number}", "x")
         pipeline.execute()
     async with linked(server.url) as link:
-        server.restart(wait=False, key_load_delay="400")
+        server.restart(wait=False, key_load_delay="300")
         said = []
 
         async def call() -> None:
