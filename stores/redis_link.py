@@ -182,13 +182,15 @@ class _Line:
                 raise StoreUnavailable("the store is not open")
             self._is_used = True
         told: CallboardError | None
+        is_connected = False
         try:
             self._ensure_connected()
+            is_connected = True
             return work(self)
         except RedisError as error:
             self._doubt(error)
             told = explain(error)
-            if told is None:
+            if told is None and is_connected:
                 raise
         finally:
             with self._lock:
@@ -196,7 +198,7 @@ class _Line:
                 if self._is_dropped:
                     self._hang_up()
         # Raised outside of the except block: the original, with its text, is then in no chain.
-        raise told
+        raise told or StoreUnavailable("the Redis server refuses the connection")
 
     def drop(self) -> None:
         """End it. A thread that waits for an answer gets an error at once, and closes it."""
