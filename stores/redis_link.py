@@ -187,13 +187,12 @@ class _Line:
                 self._hang_up()
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
-        call = (script.sha, len(keys), *keys, *args)
+        call = (len(keys), *keys, *args)
         try:
-            return self._command("EVALSHA", *call)
+            return self._command("EVALSHA", script.sha, *call)
         except NoScriptError:
-            pass
-        self._command("SCRIPT", "LOAD", script.text)
-        return self._command("EVALSHA", *call)
+            # Not SCRIPT LOAD and the same again: another flush may come between the two.
+            return self._command("EVAL", script.text, *call)
 
     def listen(self, seconds: float) -> list[bytes]:
         assert self._connection is not None

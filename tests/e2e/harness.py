@@ -42,6 +42,7 @@ __all__ = [
     "Server",
     "Site",
     "all_jobs",
+    "check_end",
     "check_file",
     "check_records",
     "document",
@@ -195,8 +196,10 @@ class Site:
         return f"sqlite:///{self.database}"
 
     def launch(self, *, store: str | None = None, **config: Any) -> Server:
-        """Start ``callboard serve`` and do not wait for it. ``config`` is of ``Config``."""
-        arguments = [f"{APP}:app", "--bind", "127.0.0.1:0", "--store", store or self.sqlite]
+        """Start ``callboard serve`` and do not wait for it. ``config`` is of ``Config``; its ``environment`` may name the store."""
+        arguments = [f"{APP}:app", "--bind", "127.0.0.1:0"]
+        if "CALLBOARD_STORE" not in config.get("environment", {}):
+            arguments += ["--store", store or self.sqlite]
         return self.run([sys.executable, "-m", "callboard.web.cli", "serve", *arguments], **config)
 
     def run(self, command: Sequence[str], *, environment: Mapping[str, str] | None = None, **config: Any) -> Server:
@@ -413,6 +416,10 @@ class Load:
         self.stopping = False
         self.errors = 0
         """How often no answer came: that there were some shows that the kills hit."""
+        self.refusals = 0
+        """How often the answer was 503."""
+        self.accepted_at: dict[str, float] = {}
+        """Job id -> when that answer came, by the clock of the journal."""
 
     async def submit(self, kind: str, body: Document, job_id: str) -> None:
         """Until there is a 202 (or a 200: it has ended by now)."""
@@ -420,6 +427,7 @@ class Load:
         assert answer.status_code in (200, 202), answer.text
         assert answer.json()["id"] == job_id
         self.accepted[job_id] = (kind, body)
+        self.accepted_at[job_id] = time.monotonic()
 
     async def cancel(self, job_id: str) -> None:
         """Until the cancel is accepted."""
@@ -442,8 +450,34 @@ class Load:
                 continue
             if answer.status_code != 503:
                 return answer
+            self.refusals += 1
             assert int(answer.headers["retry-after"]) > 0
             await trio.sleep(0.05)
+
+
+def check_end(job: Document, kind: str, body: Document) -> None:
+    """The job of a ``Load`` ended as its kind has to."""
+    match kind:
+        case "quick":
+            assert job["status"] == "Completed", job
+            assert job["result"] == {"value": body["value"], "attempt": job["attempt"]}
+            assert job["retryCount"] == 0
+        case "flaky":
+            assert job["status"] == "Completed", job
+            assert job["result"] == {"value": body["value"], "attempt": job["attempt"]}
+            assert job["retryCount"] in (0, 1)
+            assert job["error"] is None
+        case "refused":
+            assert job["status"] == "Failed", job
+            assert job["error"] == {
+                "code": "E2E_REFUSED",
+                "message": "as expected",
+                "type": "JobFailed",
+                "retryable": False,
+            }
+        case "endless":
+            assert job["status"] == "Canceled", job
+            assert not job["cancelRequested"]
 
 
 # Streams
