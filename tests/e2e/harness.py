@@ -249,14 +249,18 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._read_bytes = 0
+        self._lines: list[Line] = []
 
     def lines(self, what: str | None = None, *, job: str | None = None) -> list[Line]:
         """Those lines; all without arguments."""
-        if not self.path.exists():
-            return []
-        texts = self.path.read_text().splitlines(keepends=True)
-        lines = [Line(**json.loads(text)) for text in texts if text.endswith("\n")]
-        return [line for line in lines if what in (None, line.what) and job in (None, line.job)]
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read_bytes)
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._read_bytes += len(whole) + len(newline)
+            self._lines += [Line(**json.loads(text)) for text in whole.splitlines()]
+        return [line for line in self._lines if what in (None, line.what) and job in (None, line.job)]
 
     def starts(self, job: str | None = None) -> list[Line]:
         """The starts of attempts."""

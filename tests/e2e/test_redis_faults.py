@@ -5,6 +5,7 @@ What has to hold afterwards is checked by ``under_load``. Each test's form under
 
 import random
 import time
+from collections import defaultdict
 from typing import Any, Literal
 
 import pytest
@@ -194,12 +195,22 @@ async def test_slower_than_anyone_waits(site: Site, redis_servers: RedisServers,
     """What was sent before the time-out is done by the server later, unheard: claims and ends too. Still nothing counts twice."""
     server = redis_servers.server(login=LOGIN)
     async with under_load(site, server, options=QUICK_TO_GIVE_UP, **SHORT_LEASE) as trouble:
-        for _ in range(times):
-            with server.fresh_client(socket_timeout=20) as client:
-                await in_thread(client.execute_command, "DEBUG", "SLEEP", "2")
-            await trouble.progress()
+        with server.fresh_client(socket_timeout=20) as client, trio.fail_after(120 * times):
+            unheard: set[tuple[str, int]] = set()
+            while len(unheard) < times:
+                await in_thread(client.execute_command, "DEBUG", "SLEEP", "1.5")
+                await trouble.progress(5)
+                unheard = unheard_claims(site)
     assert trouble.load.refusals > 0
     assert any("did not answer in time" in one.output() for one in trouble.servers)
+
+
+def unheard_claims(site: Site) -> set[tuple[str, int]]:
+    """Attempts that were claimed, and whose lease has ended since, without anybody who began them."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for line in site.journal.starts():
+        numbers[line.job].add(line.attempt)
+    return {(job, number) for job, begun in numbers.items() for number in range(1, max(begun)) if number not in begun}
 
 
 @often(1, 20)
@@ -211,8 +222,8 @@ async def test_stopped_and_continued(site: Site, redis_servers: RedisServers, le
         for _ in range(times):
             async with trouble.servers[0].http() as http:
                 if lease_seconds > STOPPED_SECONDS:
-                    # Meanwhile, and afterwards.
-                    lengths = (STOPPED_SECONDS - 1, STOPPED_SECONDS + 1)
+                    # Soon enough for its outcome to be tried in vain, and afterwards.
+                    lengths = (0.5, STOPPED_SECONDS + 1)
                     jobs = [(await post(http, "quick", seconds=seconds))["id"] for seconds in lengths]
                 else:
                     # It ends with its second attempt only.
@@ -221,6 +232,8 @@ async def test_stopped_and_continued(site: Site, redis_servers: RedisServers, le
                 with paused(server):
                     continued = trio.current_time() + STOPPED_SECONDS
                     await trouble.ready(False)
+                    # Its own clock tells it, since nobody else can.
+                    await until(lambda job=jobs[0]: bool(site.journal.lines("end", job=job)), "it ends")  # type: ignore[misc]
                     await trio.sleep_until(continued)
                 await trouble.ready(True)
                 for job_id in jobs:
