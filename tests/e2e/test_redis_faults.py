@@ -257,7 +257,7 @@ class paused:
         self._server.resume()
 
 
-@often(20, 2000)
+@often(10, 1000)
 async def test_scripts_forgotten(site: Site, redis_servers: RedisServers, times: int) -> None:
     """SCRIPT FLUSH: each script is sent again when it is missed, and nobody notices anything."""
     server = redis_servers.server(login=LOGIN)
