@@ -126,7 +126,8 @@ class Watch(AsyncIterator[Snapshot | Event]):
             # Whether the newest event was read is known only by the record that was read before.
             self._must_reread = self._seq < job.seq
             self._done = self._seq >= job.seq and self._ended(events[-1])
-        elif job.seq > self._seq:
+        elif job.seq != self._seq:
+            # Behind what was told: the store has lost the last of it, as one may that failed over.
             self._push_snapshot(job, gap=True)
         else:
             self._done = job.status.is_terminal

@@ -216,13 +216,12 @@ class _Line:
         return self._reply(self._connection)
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
-        call = (script.sha, len(keys), *keys, *args)
+        call = (len(keys), *keys, *args)
         try:
-            return self.command("EVALSHA", *call)
+            return self.command("EVALSHA", script.sha, *call)
         except NoScriptError:
-            pass
-        self.command("SCRIPT", "LOAD", script.text)
-        return self.command("EVALSHA", *call)
+            # Not SCRIPT LOAD and the same again: another flush may come between the two.
+            return self.command("EVAL", script.text, *call)
 
     def listen(self, seconds: float) -> list[bytes]:
         assert self._connection is not None

@@ -264,7 +264,9 @@ def secured(login: Login | None, tls: bool, port: int) -> dict[str, str | Sequen
         }
     if login is not None:
         user, password = login
-        closed = [] if user == "default" else ["default off"]
+        # Nobody can be the default user, which has every right all the same: an append-only file is read with its rights, and without
+        # them Redis leaves out what scripts wrote. Source: https://github.com/redis/redis/issues/14541, valkey-io/valkey issue 3983.
+        closed = [] if user == "default" else ["default off ~* &* +@all"]
         told["user"] = [f"{user} on >{password} ~* &* +@all", *closed]
     return told
 

@@ -31,10 +31,11 @@ def test_the_shared_server_is_empty_and_runs_again(redis_server: RedisServer) ->
 
 
 def test_a_killed_server_comes_back_on_its_port_with_its_file(redis_servers: RedisServers) -> None:
-    server = redis_servers.server(fsync="always")
+    server = redis_servers.server(fsync="always", login=LOGIN)
     plain = redis_servers.server()
     client, port, pid = server.client(), server.port, server.pid
-    client.set("key", "value")
+    # In a transaction, as a script's writes are in the file too: with a default user of no rights they would not be read back.
+    client.eval("redis.call('SET', 'key', 'value') redis.call('SET', 'other', 'value')", 0)
     plain.run("SET", "key", "value")
     server.kill()
     plain.kill()

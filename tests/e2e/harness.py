@@ -42,6 +42,7 @@ __all__ = [
     "Server",
     "Site",
     "all_jobs",
+    "check_end",
     "check_file",
     "check_records",
     "document",
@@ -195,8 +196,10 @@ class Site:
         return f"sqlite:///{self.database}"
 
     def launch(self, *, store: str | None = None, **config: Any) -> Server:
-        """Start ``callboard serve`` and do not wait for it. ``config`` is of ``Config``."""
-        arguments = [f"{APP}:app", "--bind", "127.0.0.1:0", "--store", store or self.sqlite]
+        """Start ``callboard serve`` and do not wait for it. ``config`` is of ``Config``; its ``environment`` may name the store."""
+        arguments = [f"{APP}:app", "--bind", "127.0.0.1:0"]
+        if "CALLBOARD_STORE" not in config.get("environment", {}):
+            arguments += ["--store", store or self.sqlite]
         return self.run([sys.executable, "-m", "callboard.web.cli", "serve", *arguments], **config)
 
     def run(self, command: Sequence[str], *, environment: Mapping[str, str] | None = None, **config: Any) -> Server:
@@ -246,14 +249,18 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._read_bytes = 0
+        self._lines: list[Line] = []
 
     def lines(self, what: str | None = None, *, job: str | None = None) -> list[Line]:
         """Those lines; all without arguments."""
-        if not self.path.exists():
-            return []
-        texts = self.path.read_text().splitlines(keepends=True)
-        lines = [Line(**json.loads(text)) for text in texts if text.endswith("\n")]
-        return [line for line in lines if what in (None, line.what) and job in (None, line.job)]
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read_bytes)
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._read_bytes += len(whole) + len(newline)
+            self._lines += [Line(**json.loads(text)) for text in whole.splitlines()]
+        return [line for line in self._lines if what in (None, line.what) and job in (None, line.job)]
 
     def starts(self, job: str | None = None) -> list[Line]:
         """The starts of attempts."""
@@ -413,6 +420,10 @@ class Load:
         self.stopping = False
         self.errors = 0
         """How often no answer came: that there were some shows that the kills hit."""
+        self.refusals = 0
+        """How often the answer was 503."""
+        self.accepted_at: dict[str, float] = {}
+        """Job id -> when that answer came, by the clock of the journal."""
 
     async def submit(self, kind: str, body: Document, job_id: str) -> None:
         """Until there is a 202 (or a 200: it has ended by now)."""
@@ -420,6 +431,7 @@ class Load:
         assert answer.status_code in (200, 202), answer.text
         assert answer.json()["id"] == job_id
         self.accepted[job_id] = (kind, body)
+        self.accepted_at[job_id] = time.monotonic()
 
     async def cancel(self, job_id: str) -> None:
         """Until the cancel is accepted."""
@@ -442,8 +454,34 @@ class Load:
                 continue
             if answer.status_code != 503:
                 return answer
+            self.refusals += 1
             assert int(answer.headers["retry-after"]) > 0
             await trio.sleep(0.05)
+
+
+def check_end(job: Document, kind: str, body: Document) -> None:
+    """The job of a ``Load`` ended as its kind has to."""
+    match kind:
+        case "quick":
+            assert job["status"] == "Completed", job
+            assert job["result"] == {"value": body["value"], "attempt": job["attempt"]}
+            assert job["retryCount"] == 0
+        case "flaky":
+            assert job["status"] == "Completed", job
+            assert job["result"] == {"value": body["value"], "attempt": job["attempt"]}
+            assert job["retryCount"] in (0, 1)
+            assert job["error"] is None
+        case "refused":
+            assert job["status"] == "Failed", job
+            assert job["error"] == {
+                "code": "E2E_REFUSED",
+                "message": "as expected",
+                "type": "JobFailed",
+                "retryable": False,
+            }
+        case "endless":
+            assert job["status"] == "Canceled", job
+            assert not job["cancelRequested"]
 
 
 # Streams

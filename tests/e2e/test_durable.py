@@ -13,6 +13,7 @@ from tests.e2e.harness import (
     Load,
     Site,
     all_jobs,
+    check_end,
     check_file,
     check_records,
     document,
@@ -138,31 +139,6 @@ async def test_sigterm_in_mid_load(site: Site, tmp_path: Path) -> None:
         check_end(jobs[job_id], kind, body)
     site.journal.check_no_overlap({})
     site.check_output()
-
-
-def check_end(job: dict[str, object], kind: str, body: dict[str, object]) -> None:
-    """The job ended as its kind has to."""
-    match kind:
-        case "quick":
-            assert job["status"] == "Completed", job
-            assert job["result"] == {"value": body["value"], "attempt": job["attempt"]}
-            assert job["retryCount"] == 0
-        case "flaky":
-            assert job["status"] == "Completed", job
-            assert job["result"] == {"value": body["value"], "attempt": job["attempt"]}
-            assert job["retryCount"] in (0, 1)
-            assert job["error"] is None
-        case "refused":
-            assert job["status"] == "Failed", job
-            assert job["error"] == {
-                "code": "E2E_REFUSED",
-                "message": "as expected",
-                "type": "JobFailed",
-                "retryable": False,
-            }
-        case "endless":
-            assert job["status"] == "Canceled", job
-            assert not job["cancelRequested"]
 
 
 async def test_interrupted_jobs_go_on_at_once(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -330,6 +331,42 @@ async def test_follower_over_a_store_outage_misses_nothing(autojump_clock: MockC
             for one in told:
                 assert gaps_in(one) == 0
                 assert folded(one) == shown(await owner.get(job.id))
+
+
+class ForgetfulStore(FaultyStore):
+    """A connection to a store that has lost the newest writes, as a server may that failed over."""
+
+    lost_after: Job | None = None
+
+    async def get(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
+        jobs = await super().get(job_ids)
+        return jobs if self.lost_after is None else [self.lost_after for _ in jobs]
+
+    async def events(self, job_id: str, *, after: int, limit: int) -> Sequence[Event]:
+        events = await super().events(job_id, after=after, limit=limit)
+        return [event for event in events if self.lost_after is None or event.seq <= self.lost_after.seq]
+
+
+async def test_what_the_store_has_lost_is_told_as_a_gap(autojump_clock: MockClock) -> None:
+    """Without it the follower would wait for events beyond what it was told, which the job may never reach again."""
+    database = MemoryDatabase()
+    forgetful = ForgetfulStore(database)
+    async with opened(FaultyStore(database), work) as owner:
+        async with opened(forgetful, work, config=IDLE, seed=2) as other:
+            job = await owner.submit("work")
+            await trio.sleep(1.5)
+            async with other.watch(job.id) as events:
+                early = await owner.get(job.id)
+                told = [await events.__anext__()]
+                while told[-1].seq < early.seq + 4:
+                    told.append(await events.__anext__())
+                assert gaps_in(told) == 0
+                forgetful.lost_after = early
+                other._hub.lag_all()
+                with trio.fail_after(30):
+                    while not isinstance(again := await events.__anext__(), Snapshot):
+                        pass
+                assert again == Snapshot(early, gap=True)
 
 
 async def test_news_that_is_gone_for_good_makes_everybody_reread(autojump_clock: MockClock) -> None:
