@@ -30,8 +30,8 @@ task. Numbered promises, each held by ``callboard.stores.conformance``:
     The others hear of the change by ``wait_news``.
 
 At most one write (``commit``, ``claim``, ``extend``, ``lapse``, ``prune``, ``set_paused``), one read (``get``, ``list``, ``events``,
-``attempts``, ``next_due``, ``counts``, ``ready``, ``paused``, ``now_ms``) and one ``wait_news`` run at a time, each beside the others. Any of them
-may be cancelled only at shutdown.
+``attempts``, ``next_due``, ``counts``, ``ready``, ``paused``, ``now_ms``) and one ``wait_news`` run at a time, each beside the
+others. Any of them may be cancelled only at shutdown.
 """
 
 from collections.abc import Callable, Sequence
