@@ -439,7 +439,7 @@ def test_an_api_under_plain_hypercorn(parents: Parents) -> None:
 
     def is_ready() -> bool:
         try:
-            return httpx.get(f"{url}/jobs/health/ready").json() == {"status": "ready", "role": "api"}
+            return bool(httpx.get(f"{url}/jobs/health/ready").json() == {"status": "ready", "role": "api"})
         except httpx.TransportError:
             return False
 
