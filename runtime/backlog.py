@@ -52,8 +52,8 @@ class Backlog:
         for queue, name in sorted(strange.keys() & self._seen - self._told):
             count = strange[queue, name]
             logger.warning(
-                "%s%d jobs named %r wait in queue %r, and no handler here takes them: they wait until a process has one",
-                *("at least " if count >= COUNT_UP_TO else "", count, name, queue),
+                "jobs named %r wait in queue %r, and no handler here takes them: they wait until a process has one (%s%d now)",
+                *(name, queue, "at least " if count >= COUNT_UP_TO else "", count),
             )
             self._told.add((queue, name))
         self._seen = set(strange)

@@ -1,9 +1,12 @@
 """Processes of different roles and different versions on one store: who submits and watches, who runs, and what nobody here can run."""
 
+import json
 import signal
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +164,7 @@ async def test_a_job_that_nobody_has_a_handler_for_waits_and_is_seen(fleet: Flee
         strange = [(await post(http, "new"))["id"] for _ in range(5)]
         # It holds nobody up, and is no less urgent than others.
         assert (await until_ended(http, (await post(http, "grown", times=1))["id"]))["result"] == {"version": "A"}
-        line = "5 jobs named 'new' wait in queue 'default', and no handler here takes them"
+        line = "jobs named 'new' wait in queue 'default', and no handler here takes them: they wait until a process has one (5 now)"
         await until(lambda: line in older.output(), "the operator is told")
         await until(lambda: line in old_api.output(), "by every process that knows")
         # Who has no handler for it answers for it all the same.
@@ -331,6 +334,23 @@ async def test_a_rolling_deploy(fleet: Fleet) -> None:
         ran_by.setdefault(line.name, set()).add(versions[line.pid])
     assert ran_by["gone"] == {"A"} and ran_by["new"] == {"B"} and ran_by["grown"] == {"A", "B"}
     fleet.site.check_output()
+
+
+async def test_a_record_of_a_newer_patch_is_read_and_run(site: Site) -> None:
+    """It has a field that this callboard does not know; see docs/embedding.md for what becomes of the field."""
+    fleet = Fleet(site, site.sqlite)
+    api = await fleet.api()
+    async with api.http() as http:
+        job_id = (await post(http, "quick", value=1))["id"]
+        with closing(sqlite3.connect(site.database, isolation_level=None, timeout=20)) as connection:
+            (record,) = connection.execute("SELECT record FROM job WHERE id = ?", (job_id,)).fetchone()
+            newer = json.dumps(json.loads(record) | {"novel": {"x": 1}}).encode()
+            connection.execute("UPDATE job SET record = ? WHERE id = ?", (newer, job_id))
+        assert (await document(http, job_id))["status"] == "Queued"
+        await fleet.worker()
+        job = await until_ended(http, job_id)
+        assert (job["status"], job["attempt"]) == ("Completed", 1)
+    site.check_output()
 
 
 async def test_jobs_in_a_queue_that_its_handler_has_left(fleet: Fleet) -> None:

@@ -387,6 +387,15 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, words: str, code: int, s
     assert said in refused.stderr, refused.stderr
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("words", ["worker shop.py:app", "serve shop.py:app --jobs 0 --bind 127.0.0.1:0"])
+def test_a_store_of_its_own_is_no_use_wherever_it_comes_from(tmp_path: Path, words: str) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    refused = run_callboard(tmp_path, *words.split(), CALLBOARD_STORE="memory://")
+    assert (refused.returncode, "Traceback" in refused.stderr) == (1, False), refused.stderr
+    assert "memory is each one's own" in refused.stderr
+
+
 def test_one_target_is_one_app() -> None:
     app = QuartTrio("shop")
     board = Callboard(app)
@@ -433,7 +442,7 @@ def test_a_wrong_number_of_jobs_in_the_environment_is_refused(monkeypatch: pytes
 def test_an_api_under_plain_hypercorn(parents: Parents) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    command = [sys.executable, "-m", "hypercorn", "-k", "trio", "-b", f"127.0.0.1:{port}", "file:shop.py:both"]
+    command = [sys.executable, "-m", "hypercorn", "-k", "trio", "-b", f"127.0.0.1:{port}", "shop.py:both"]
     parents.run(command, environment={"CALLBOARD_JOBS": "0", "CALLBOARD_STORE": "sqlite:///jobs.db"})
     url = f"http://127.0.0.1:{port}"
 
