@@ -108,3 +108,17 @@ async def test_the_log_says_it_once(autojump_clock: MockClock, caplog: pytest.Lo
             assert lines()[1:] == [f"{expected} (1 now)"]
             assert (await runtime.get(again.id)).attempt == 0
     assert "callboard.dispatcher" not in {one.name for one in caplog.records}
+
+
+async def test_who_works_on_some_queues_says_nothing_of_the_others(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = named("a"), named("b", queue="far")
+    database = MemoryDatabase()
+    async with opened(FaultyStore(database), named("c"), named("d", queue="far"), config=IDLE, seed=2) as asking:
+        await asking.submit("c")
+        await asking.submit("d")
+        async with opened(FaultyStore(database), *handlers, config=Config(queues=("far",))):
+            await trio.sleep(300)
+    told = {one.getMessage().partition(",")[0] for one in caplog.records if one.name == "callboard.backlog"}
+    assert told == {"jobs named 'd' wait in queue 'far'"}
