@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import trio
 from msgspec.structs import replace
 
+from callboard.runtime.backlog import COUNT_UP_TO
 from callboard.runtime.bulk import carry_out, with_bodies
 from callboard.runtime.clock import RuntimeClock
 from callboard.runtime.config import Config
@@ -259,8 +260,17 @@ class Client:
     async def queues(self) -> tuple[Queue, ...]:
         """The queues that have a handler here, hold jobs or are paused, by name. Raises StoreUnavailable."""
         counts = await self.counts()
+        ready = await self._bounded(lambda: self._store.ready(COUNT_UP_TO))
         paused = await self._bounded(self._store.paused)
-        return all_queues(self.handlers.queues, counts, paused)
+        return all_queues(self.handlers, counts, ready, paused)
+
+    async def unserved(self) -> dict[tuple[str, str], int]:
+        """Of each (queue, handler's name) that has ready jobs: how many, up to 10,000, or 0 where this runtime takes such jobs.
+
+        The least number that any runtime of a store tells is that of the jobs that nobody takes. Raises StoreUnavailable.
+        """
+        ready = await self._bounded(lambda: self._store.ready(COUNT_UP_TO))
+        return {pair: 0 if self._dispatcher.works_on(*pair) else count for pair, count in ready.items()}
 
     async def pause(self, queue: str) -> Queue:
         """Start no job of that queue any more, in any process, until ``resume``. Attempts that run go on, and jobs are accepted up

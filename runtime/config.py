@@ -23,6 +23,8 @@ class Config(Struct, frozen=True, kw_only=True):
 
     max_concurrent_jobs: int = 100
     """Attempts that run at the same time in this runtime; 0 for one that only submits and watches."""
+    queues: tuple[str, ...] | None = None
+    """Run jobs of these queues only; None for those of all handlers. It submits to any."""
     max_processes: int | None = None
     """Worker processes of this runtime, and so attempts of handlers with process=True at the same time; None for as many as it has CPUs."""
     max_queue_size: int = 10_000
@@ -92,8 +94,10 @@ class Config(Struct, frozen=True, kw_only=True):
                 bound = f"{'0 or more' if above is None else f'more than {above}'} and at most {MAX_SECONDS:g}"
                 none = ", or None" if may_be_none else ""
                 raise ConfigError(f"{name} is {value!r}: give seconds, {bound}{none}")
-        for name in ("unstored_headers", "redact_query"):
+        for name in ("queues", "unstored_headers", "redact_query"):
             value = getattr(self, name)
+            if value is None and name in _MAY_BE_NONE:
+                continue
             if isinstance(value, str) or not all(isinstance(item, str) for item in value):
                 raise ConfigError(f"{name} is {value!r}: give a tuple of names")
 
@@ -130,7 +134,7 @@ _INTEGERS = {
 }
 """Field -> least value."""
 
-_MAY_BE_NONE = frozenset({"max_processes"})
+_MAY_BE_NONE = frozenset({"max_processes", "queues"})
 """Those of them."""
 
 _SECONDS: dict[str, tuple[float | None, bool]] = {

@@ -31,7 +31,8 @@ class Dispatcher:
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._names = directory.handlers.names
-        self._queues = directory.handlers.queues
+        wanted = directory.config.queues
+        self._queues = directory.handlers.queues if wanted is None else wanted
         self._lanes: dict[Lane, tuple[str, ...]] = {
             "process": tuple(handler.name for handler in directory.handlers if handler.runs_in == "process"),
             "other": tuple(handler.name for handler in directory.handlers if handler.runs_in != "process"),
@@ -64,9 +65,13 @@ class Dispatcher:
     def see(self, events: Iterable[Event]) -> None:
         """Wake for committed events that made a job of ours ready."""
         for event in events:
-            if event.status == Status.QUEUED and event.type == "status" and event.name in self._names:
+            if event.status == Status.QUEUED and event.type == "status" and self._takes(event.queue, event.name):
                 self.wake()
                 return
+
+    def works_on(self, queue: str, name: str) -> bool:
+        """Whether jobs of that name are taken from that queue here."""
+        return self._slots > 0 and self._takes(queue, name)
 
     def stop(self) -> None:
         """Claim nothing more; ``stopped`` is set when a claim that is under way has been handed over."""
@@ -87,6 +92,9 @@ class Dispatcher:
                     continue
                 self._want_all()
         self.stopped.set()
+
+    def _takes(self, queue: str, name: str) -> bool:
+        return name in self._names and queue in self._queues
 
     def _want_all(self) -> None:
         self._wanted = {lane for lane, names in self._lanes.items() if names}

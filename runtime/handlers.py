@@ -37,6 +37,8 @@ class Handler(Struct, frozen=True, kw_only=True):
     """Type of the body, or NO_BODY."""
     result_type: Any = Any
     queue: str = "default"
+    old_queues: tuple[str, ...] = ()
+    """Where earlier versions of the app put its jobs: they are taken from there, too."""
     max_retries: int | None = None
     timeout_seconds: float | None = None
     max_lost_leases: int | None = None
@@ -97,6 +99,13 @@ class Handlers:
 
         return register
 
+    def require_queues(self, queues: Iterable[str]) -> None:
+        """Raises ConfigError for a queue that no handler works on."""
+        for queue in queues:
+            if queue not in self.queues:
+                known = f"give one of {', '.join(self.queues)}" if self.queues else "there are no handlers"
+                raise ConfigError(f"no handler works on queue {queue!r}: {known}")
+
     def get(self, name: str) -> Handler | None:
         """The handler of that name."""
         return self._by_name.get(name)
@@ -113,7 +122,13 @@ class Handlers:
 
     @property
     def queues(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(handler.queue for handler in self))
+        """Those that jobs are taken from: the handlers' own, and after them their old ones."""
+        old = (queue for handler in self for queue in handler.old_queues)
+        return tuple(dict.fromkeys([*(handler.queue for handler in self), *old]))
+
+    def take(self, queue: str, name: str) -> bool:
+        """Whether jobs of that name in that queue can be run with these handlers."""
+        return name in self._by_name and queue in self.queues
 
 
 def make_handler(name: str, function: Callable[..., Any], *, process: bool = False, **options: Any) -> Handler:
@@ -239,6 +254,10 @@ def _checked_priority(value: object) -> int:
     return value
 
 
+def _is_queue(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= 200
+
+
 def _check_options(handler: Handler, where: str) -> None:
     try:
         if not callable(handler.priority):
@@ -256,8 +275,10 @@ def _check_options(handler: Handler, where: str) -> None:
         raise HandlerError(
             f"{where}: timeout_seconds is {seconds!r}: give seconds, more than 0 and at most {MAX_SECONDS:g}"
         )
-    if not isinstance(handler.queue, str) or not handler.queue or len(handler.queue) > 200:
+    if not _is_queue(handler.queue):
         raise HandlerError(f"{where}: queue is {handler.queue!r}: give a text of 1 to 200 characters")
+    if not isinstance(handler.old_queues, tuple) or not all(map(_is_queue, handler.old_queues)):
+        raise HandlerError(f"{where}: old_queues is {handler.old_queues!r}: give a tuple of queues' names")
     for option in ("retry_on", "no_retry_on"):
         kinds = getattr(handler, option)
         if kinds is not None and not (

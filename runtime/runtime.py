@@ -6,6 +6,7 @@
            ├─ news ............... what other processes committed
            ├─ leases ............. heartbeat
            ├─ timers ............. deadlines, reaper, retention
+           ├─ backlog ............ says that jobs wait which nobody takes here
            ├─ dispatcher ......... free slots -> claim -> directory
            ├─ workers ............ processes of handlers with process=True
            └─ directory
@@ -32,6 +33,7 @@ import trio
 from opentelemetry.trace import TracerProvider
 
 from callboard.runtime.attempt import Around
+from callboard.runtime.backlog import Backlog
 from callboard.runtime.client import Client
 from callboard.runtime.clock import RuntimeClock
 from callboard.runtime.config import Config
@@ -113,6 +115,7 @@ class Runtime(Client):
             self._dispatcher.hold()
         self._leases = Leases(self._directory)
         self._timers = Timers(self._directory, self._dispatcher, self._leases)
+        self._backlog = Backlog(self._directory)
         self._stop = trio.Event()
         self._finished = trio.Event()
         self._has_failed = False
@@ -153,6 +156,7 @@ class Runtime(Client):
                     services.start_soon(self._leases.run)
                     services.start_soon(self._timers.run)
                     services.start_soon(self._timers.prune)
+                    services.start_soon(self._backlog.run)
                     services.start_soon(self._dispatcher.run)
                     services.start_soon(self._workers.serve)
                     services.start_soon(self._drain_when_asked)
@@ -250,17 +254,18 @@ async def open_runtime(
     ``threads`` runs plain functions; by default trio's worker threads. ``processes`` runs those of ``process=True``; by default worker
     processes of this runtime. ``telemetry`` is told what the runtime does. Spans go to ``tracer_provider``, by default OpenTelemetry's
     global one, if the app has set one. Without ``claims`` it accepts jobs and runs none until ``begin_claiming``. Raises HandlerError for
-    a handler that no worker process would find, StoreRefused, StoreUnavailable when the
-    store cannot be opened. A bug in the runtime cancels the block and comes out as an ExceptionGroup; the block's own
-    exceptions come out as they are.
+    a handler that no worker process would find, ConfigError for one of ``config.queues`` that no handler works on, StoreRefused,
+    StoreUnavailable when the store cannot be opened. A bug in the runtime cancels the block and comes out as an ExceptionGroup; the
+    block's own exceptions come out as they are.
     """
     if isinstance(store, str):
         raise ConfigError("open_runtime takes a store, not a URL: callboard.stores.open_store(url) makes one")
     _refuse_start_in_worker()
+    config = config or Config()
     runtime = Runtime(
         store,
-        _checked(handlers, has_processes=processes is not None),
-        config or Config(),
+        _checked(handlers, config, has_processes=processes is not None),
+        config,
         around=around,
         random=random or randomness.SystemRandom(),
         threads=threads,
@@ -307,8 +312,9 @@ async def _living(runtime: Runtime, store: Store) -> AsyncIterator[None]:
                 await store.aclose()
 
 
-def _checked(handlers: Handlers | Iterable[Handler], *, has_processes: bool) -> Handlers:
+def _checked(handlers: Handlers | Iterable[Handler], config: Config, *, has_processes: bool) -> Handlers:
     registry = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
+    registry.require_queues(config.queues or ())
     for handler in registry:
         if handler.runs_in == "process" and not has_processes:
             check_reference(handler.function, f"handler {handler.name!r}")

@@ -264,6 +264,9 @@ class StoreActor:
     async def counts(self) -> dict[tuple[str, Status], int]:
         return await self._ask(self._reads, self._store.counts)
 
+    async def ready(self, up_to: int) -> dict[tuple[str, str], int]:
+        return await self._ask(self._reads, lambda: self._store.ready(up_to=up_to))
+
     async def now_ms(self) -> int:
         return await self._ask(self._reads, self._store.now_ms)
 

@@ -1,5 +1,7 @@
 """Checks of the reading verbs and of promises 10 and 11: pages, counts, due times, news and time."""
 
+from typing import TypeVar
+
 import trio
 import trio.testing
 
@@ -28,6 +30,8 @@ from callboard.stores.conformance_bench import (
 )
 
 __all__ = ["CHECKS"]
+
+T = TypeVar("T")
 
 
 @check
@@ -174,6 +178,30 @@ async def promise_05_counts_tell_every_state(bench: Bench) -> None:
 
 
 @check
+async def promise_07_ready_tells_what_claims_may_take(bench: Bench) -> None:
+    here, there = await bench.connect("here"), await bench.connect("there")
+    equal(await here.ready(up_to=10), {})
+    await submit(here, 1, 2, 3, name="a")
+    await submit(here, 4, name="b")
+    (other,) = await submit(here, 5, name="b", queue="other")
+    due_ms = await here.now_ms() + bench.lease_ms
+    await submit(here, 6, name="late", queue="other", status=Status.SCHEDULED, due_ms=due_ms)
+    wanted = {("default", "a"): 3, ("default", "b"): 1, ("other", "b"): 1}
+    equal(_no_zeros(await there.ready(up_to=10)), wanted)
+    equal(_no_zeros(await there.ready(up_to=2)), wanted | {("default", "a"): 2})
+    # A paused queue's jobs are counted, too; those that run, have ended or are not due are not.
+    await there.set_paused("other", True)
+    equal(_no_zeros(await here.ready(up_to=10)), wanted)
+    await there.claim(queues=["default"], names=["a"], limit=1, lease_ms=60_000)
+    await apply(there, other, cancel())
+    equal(_no_zeros(await here.ready(up_to=10)), {("default", "a"): 2, ("default", "b"): 1})
+    await bench.pass_ms(bench.lease_ms)
+    await there.set_paused("other", False)
+    equal(list(await there.claim(queues=["other"], names=["a"], limit=1, lease_ms=60_000)), [])
+    equal(_no_zeros(await here.ready(up_to=10)), {("default", "a"): 2, ("default", "b"): 1, ("other", "late"): 1})
+
+
+@check
 async def promise_10_news_begin_at_once_and_empty(bench: Bench) -> None:
     here, there = await bench.connect("here"), await bench.connect("there")
     await submit(there, 1)
@@ -287,13 +315,14 @@ async def _running(store: Store, jobs: list[Job]) -> list[Job]:
     return [found for found in await store.get([item.id for item in jobs]) if found is not None]
 
 
-def _no_zeros(counts: dict[tuple[str, Status], int]) -> dict[tuple[str, Status], int]:
+def _no_zeros(counts: dict[T, int]) -> dict[T, int]:
     return {pair: count for pair, count in counts.items() if count}
 
 
 CHECKS: tuple[Check, ...] = (
     promise_03_get_answers_in_the_order_of_the_question,
     promise_05_counts_tell_every_state,
+    promise_07_ready_tells_what_claims_may_take,
     promise_08_next_due_tells_the_earliest,
     promise_09_pages_neither_skip_nor_repeat,
     promise_09_a_page_survives_the_job_that_it_ended_with,

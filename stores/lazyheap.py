@@ -16,6 +16,9 @@ class LazyHeap:
         self._keys: dict[int, int] = {}
         self._heap: list[tuple[int, int]] = []
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
     def put(self, serial: int, key: int) -> None:
         """Add ``serial``, or move it to ``key``."""
         if self._keys.get(serial) == key:

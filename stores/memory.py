@@ -296,6 +296,9 @@ class MemoryStore:
     async def counts(self) -> dict[tuple[str, Status], int]:
         return {pair: count for pair, count in (await self._connected()).counts.items() if count}
 
+    async def ready(self, *, up_to: int) -> dict[tuple[str, str], int]:
+        return {pair: min(len(heap), up_to) for pair, heap in (await self._connected()).ready.items() if len(heap)}
+
     async def paused(self) -> Sequence[str]:
         return sorted((await self._connected()).paused)
 

@@ -135,6 +135,9 @@ class RedisStore:
     async def counts(self) -> dict[tuple[str, Status], int]:
         return (await self._state()).counts
 
+    async def ready(self, *, up_to: int) -> dict[tuple[str, str], int]:
+        return await self._read(lambda caller: self._space.ready(caller, up_to=up_to))
+
     async def paused(self) -> Sequence[str]:
         return (await self._state()).paused
 

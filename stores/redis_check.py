@@ -79,7 +79,7 @@ def permissions(prefix: str, kind: Kind = "standalone") -> str:
         )
     else:
         places, more = f"~{{{prefix}}}:* &{prefix}:*", "+select"
-    return f"{places} +@read +@write -@dangerous +evalsha +script|load +publish +subscribe +time +ping +info {more}"
+    return f"{places} +@read +@write -@dangerous +eval +evalsha +publish +subscribe +time +ping +info {more}"
 
 
 def check_server(command: Command, *, settings: RedisSettings, channel: str) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "OVERDUE",
     "PAUSE",
     "PRUNE",
+    "READY",
     "SCRIPTS",
     "STATE",
     "Script",
@@ -59,6 +60,7 @@ GET: Final = script("get", "no-writes")
 LIST: Final = script("list", "no-writes")
 EVENTS: Final = script("events", "no-writes")
 ATTEMPTS: Final = script("attempts", "no-writes")
+READY: Final = script("ready", "no-writes")
 STATE: Final = script("state", "no-writes")
 NEWS: Final = script("news", "no-writes")
 OPEN: Final = script("open", "")
@@ -75,6 +77,7 @@ SCRIPTS: Final = (
     LIST,
     EVENTS,
     ATTEMPTS,
+    READY,
     STATE,
     NEWS,
     OPEN,

@@ -246,6 +246,11 @@ class Space:
         """``Store.attempts``."""
         return [decode_attempt(text) for text in self._run(caller, scripts.ATTEMPTS, job_id)]
 
+    def ready(self, caller: Caller, *, up_to: int) -> dict[tuple[str, str], int]:
+        """``Store.ready``."""
+        found = self._run(caller, scripts.READY)
+        return {_pair(pair): min(int(count), up_to) for pair, count in zip(found[::2], found[1::2], strict=True)}
+
     def state(self, caller: Caller) -> SpaceState:
         """What ``now_ms``, ``next_due``, ``counts``, ``paused`` and the first cursor of the news are made of."""
         now_ms, due, lease, counts, paused, position, changes = self._run(caller, scripts.STATE)
@@ -372,6 +377,12 @@ def _read_claimed(job_id: bytes, record: bytes, serial: bytes, mark: bytes, requ
     except StoreRefused as error:
         logger.error("job %s was claimed and is passed over: %s", job_id.decode(), error)
         return None
+
+
+def _pair(text: bytes) -> tuple[str, str]:
+    """Of what ``ready_key`` in ``space.lua`` makes."""
+    length, _, rest = text.partition(b":")
+    return rest[: int(length)].decode(), rest[int(length) + 1 :].decode()
 
 
 def _counts(fields: Any) -> Iterable[tuple[tuple[str, Status], int]]:

@@ -180,6 +180,9 @@ class SqliteStore:
     async def counts(self) -> dict[tuple[str, Status], int]:
         return await self._read(sqlite_read.counts)
 
+    async def ready(self, *, up_to: int) -> dict[tuple[str, str], int]:
+        return await self._read(lambda connection: sqlite_read.ready(connection, up_to=up_to))
+
     async def paused(self) -> Sequence[str]:
         return await self._read(sqlite_read.paused)
 

@@ -22,7 +22,7 @@ from tests.test_docs import DOCS, blocks, rows
 from callboard.runtime import Config
 from callboard.stores import sqlite_file
 from callboard.web import Callboard
-from callboard.web.cli import THREADS_SECONDS, serve
+from callboard.web.cli import THREADS_SECONDS, serve, worker
 from callboard.web.ending import MARGIN_SECONDS
 from callboard.web.server_options import ServerOptions
 from callboard.web.submission import UNSTORED_HEADERS
@@ -90,8 +90,9 @@ def test_the_headers_that_are_not_stored_are_named() -> None:
 
 
 def test_options_of_the_command_line_are_there() -> None:
-    assert isinstance(serve, click.Command)
-    known = {name for parameter in serve.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    assert isinstance(serve, click.Command) and isinstance(worker, click.Command)
+    options = [*serve.params, *worker.params]
+    known = {name for parameter in options for name in (*parameter.opts, *parameter.secondary_opts)}
     others = {
         "--keep-alive",  # Hypercorn
         *("--init", "--interval", "--start-period", "--timeout"),  # Docker

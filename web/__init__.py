@@ -12,6 +12,7 @@
     the server .............. serve, server_options, surroundings, binds, tls, ending, watchdog, notify, logs, hypercorn_fixes
       round the app there ... rootpath, access_log, header_limit
       of several processes .. workers, reload
+      jobs without the app .. worker
     for people .............. cli, demo, ui
 
 What a client sends goes through RootPath, AccessLog and HeaderLimit, which are the server's, then through HostCheck, SocketLimit,

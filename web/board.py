@@ -39,13 +39,17 @@ from callboard.web.options import HandlerOptions, MappingOptions
 from callboard.web.responses import Responses, Status
 from callboard.web.socket_limit import SocketLimit
 
-__all__ = ["DEFAULT_STORE", "STORE_VARIABLE", "Callboard"]
+__all__ = ["DEFAULT_STORE", "JOBS_VARIABLE", "STORE_VARIABLE", "Callboard", "Role"]
 
 logger: Final = logging.getLogger("callboard.web")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+Role = Literal["both", "api", "worker"]
+"""What a process does: HTTP and jobs, HTTP only, jobs only."""
+
 STORE_VARIABLE: Final = "CALLBOARD_STORE"
+JOBS_VARIABLE: Final = "CALLBOARD_JOBS"
 DEFAULT_STORE: Final = "sqlite:///callboard.db"
 SHUTDOWN_MARGIN_SECONDS: Final = 5.0
 """What ``after_serving`` may take beyond the drain."""
@@ -102,8 +106,12 @@ class Callboard:
         self.mappings: list[Mapping] = []
         self.has_launcher = False
         """Set by ``serve``: someone watches ``wait_started`` and ``wait_fatal`` and stops the server."""
+        self.is_worker = False
+        """Set by ``serve``: the app is not served, its jobs are run."""
         self._tracer_provider = tracer_provider
         self._store = store
+        self._jobs: int | None = None
+        self._queues: tuple[str, ...] | None = None
         self._app: QuartTrio | None = None
         self._life: _Life | None = None
         self._settled = trio.Event()
@@ -142,6 +150,36 @@ class Callboard:
     def use_store(self, store: str | Store) -> None:
         """Take this store from the next start on."""
         self._store = store
+
+    def use_jobs(self, jobs: int | None, queues: Sequence[str] = ()) -> None:
+        """Run so many jobs at a time and, if any are named, of these queues only, from the next start on; None leaves it as it is set.
+
+        Raises ConfigError for what cannot be.
+        """
+        self.handlers.require_queues(queues)
+        self._jobs, self._queues = jobs, tuple(queues) or self._queues
+        self._chosen_config()
+
+    @property
+    def app(self) -> QuartTrio | None:
+        """The app that it is mounted on."""
+        return self._app
+
+    @property
+    def role(self) -> Role:
+        """What this process does with the app. Raises ConfigError for settings that cannot be."""
+        if self.is_worker:
+            return "worker"
+        runtime = None if self._life is None else self._life.runtime
+        config = self._chosen_config() if runtime is None else runtime.config
+        return "both" if config.max_concurrent_jobs else "api"
+
+    def require_jobs(self) -> None:
+        """Raises ConfigError if no job would ever be run."""
+        if not self.handlers.names:
+            raise ConfigError("there is no handler, so there is nothing to run")
+        if not self._chosen_config().max_concurrent_jobs:
+            raise ConfigError("it may run no jobs: give --jobs, or max_concurrent_jobs in the app's Config")
 
     def limit_drain(self, seconds: float) -> None:
         """Drain no longer than that, from the next start on."""
@@ -334,7 +372,7 @@ class Callboard:
             async with open_runtime(
                 self._opened(),
                 self.handlers,
-                self.config,
+                self._chosen_config(),
                 around=around,
                 claims=False,
                 telemetry=self.metrics,
@@ -366,6 +404,15 @@ class Callboard:
         if self._store is None:
             return os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
         return self._store
+
+    def _chosen_config(self) -> Config:
+        jobs = self._jobs
+        if jobs is None and (text := os.environ.get(JOBS_VARIABLE)):
+            if not (text.isascii() and text.isdigit()):
+                raise ConfigError(f"{JOBS_VARIABLE} is {text!r}: give a whole number, 0 or more")
+            jobs = int(text)
+        config = self.config if jobs is None else replace(self.config, max_concurrent_jobs=jobs)
+        return config if self._queues is None else replace(config, queues=self._queues)
 
     def _opened(self) -> Store:
         store = self._chosen_store()

@@ -1,4 +1,4 @@
-"""The command line: ``callboard serve`` and ``callboard demo``. Finds the app, says clearly what is wrong, and leaves the rest to others.
+"""The command line: ``callboard serve``, ``worker`` and ``demo``. Finds the app, says clearly what is wrong, and leaves the rest to others.
 
 What is heavy (trio, Quart, Hypercorn) is imported inside the commands, so that ``--help`` and ``--version`` answer at once.
 
@@ -21,7 +21,7 @@ import callboard
 from callboard.web.binds import inherited_binds
 from callboard.web.server_options import LOG_LEVELS, ServerOptions
 
-__all__ = ["load_app", "main"]
+__all__ = ["load_app", "load_worker", "main"]
 
 THREADS_SECONDS: Final = 5.0
 """What non-daemon threads and exit functions of the app get after the server's orderly end."""
@@ -34,6 +34,19 @@ def main() -> None:
     """Asynchronous HTTP endpoints for Quart, run by actors."""
 
 
+_store = click.option(
+    "--store", metavar="URL", help="Where the jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db."
+)
+_jobs = click.option(
+    "--jobs",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Jobs that run at a time in each process, instead of the app's max_concurrent_jobs. With 0 it serves and runs none.",
+)
+_reload = click.option("--reload", is_flag=True, help="For development: start anew whenever a file of the app changes.")
+_log_level = click.option("--log-level", default=_DEFAULTS.log_level, show_default=True, type=click.Choice(LOG_LEVELS))
+
+
 @main.command()
 @click.argument("target", metavar="MODULE:APP")
 @click.option(
@@ -43,12 +56,11 @@ def main() -> None:
     help="Where to listen; may be given several times: host:port (port 0: any free one), [::1]:port, unix:path, or fd://number"
     " for an inherited socket. Without it what systemd hands over, else 127.0.0.1:8000.",
 )
-@click.option(
-    "--store", metavar="URL", help="Where the jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db."
-)
+@_store
+@_jobs
 @click.option("--root-path", default="", metavar="PATH", help="Where a proxy shows the app, such as /shop.")
 @click.option("--workers", default=1, show_default=True, metavar="N", help="Processes that share the sockets.")
-@click.option("--reload", is_flag=True, help="For development: start anew whenever a file of the app changes.")
+@_reload
 @click.option(
     "--lead-seconds",
     default=_DEFAULTS.lead_seconds,
@@ -65,7 +77,7 @@ def main() -> None:
     show_default=True,
     help="One line of JSON for each request, on standard output.",
 )
-@click.option("--log-level", default=_DEFAULTS.log_level, show_default=True, type=click.Choice(LOG_LEVELS))
+@_log_level
 @click.option(
     "--max-connections",
     default=_DEFAULTS.max_connections,
@@ -100,6 +112,7 @@ def serve(
     target: str,
     bind: tuple[str, ...],
     store: str | None,
+    jobs: int | None,
     workers: int,
     reload: bool,
     **settings: Any,
@@ -112,9 +125,67 @@ def serve(
     once. SIGHUP rereads the certificate; without one it drains too. The exit code is 1 if the server cannot start or has died, 2 for a
     command line that cannot be meant, 128 and the signal's number after a second signal.
     """
-    options = _options(bind, settings)
+    settings["root_path"] = settings["root_path"].rstrip("/")
+    options = _options(bind=bind or inherited_binds(os.environ) or _DEFAULTS.bind, **settings)
+    _start(context, target, options, store=store, jobs=jobs, queues=(), workers=workers, reload=reload)
+
+
+@main.command()
+@click.argument("target", metavar="MODULE:APP")
+@_store
+@click.option(
+    "--queue", "queues", multiple=True, metavar="NAME", help="Run jobs of this queue only; may be given several times."
+)
+@_jobs
+@click.option("--workers", default=1, show_default=True, metavar="N", help="Processes.")
+@_reload
+@click.option(
+    "--bind",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Where to answer for health and metrics, and nothing else, as for serve. Without it nobody listens.",
+)
+@_log_level
+@click.pass_context
+def worker(
+    context: click.Context,
+    /,
+    target: str,
+    store: str | None,
+    queues: tuple[str, ...],
+    jobs: int | None,
+    workers: int,
+    reload: bool,
+    bind: tuple[str, ...],
+    log_level: str,
+) -> None:
+    """Run an app's jobs without serving it.
+
+    MODULE:APP is found as by serve; it may also be a Callboard that is on no app, or Handlers. The app starts and ends as when it is
+    served, and its handlers run in its context. Others submit to the same store.
+
+    Signals and exit codes are those of serve.
+    """
+    options = _options(bind=bind, worker=True, log_level=log_level, access_log=False)
+    _start(context, target, options, store=store, jobs=jobs, queues=queues, workers=workers, reload=reload)
+
+
+def _start(
+    context: click.Context,
+    target: str,
+    options: ServerOptions,
+    *,
+    store: str | None,
+    jobs: int | None,
+    queues: tuple[str, ...],
+    workers: int,
+    reload: bool,
+) -> NoReturn:
+    """Become the parent of several processes, or the one. Raises BadParameter for what cannot be meant."""
+    if options.worker and jobs == 0:
+        raise click.BadParameter("a worker is there to run jobs: give 1 or more", param_hint="--jobs")
     if store is not None:
-        check_store(store, is_shared=workers > 1)
+        check_store(store, is_shared=workers > 1 or options.worker or jobs == 0)
     if workers < 1:
         raise click.BadParameter(f"{workers} is less than 1", param_hint="--workers")
     if workers > 1 and reload:
@@ -129,25 +200,28 @@ def serve(
 
     # Before the app is imported: no process that it starts may take itself for this one.
     surroundings = Surroundings.of(os.environ)
-    app = load_app(target)
+    app = load_worker(target) if options.worker else load_app(target)
     try:
-        server.board_of(app)
+        board = server.board_of(app)
     except ConfigError as error:
         raise _bad_target(str(error)) from error
-    code = server.run(app, options, store=store, surroundings=surroundings)
+    try:
+        board.handlers.require_queues(queues)
+    except ConfigError as error:
+        raise click.BadParameter(str(error), param_hint="--queue") from error
+    code = server.run(app, options, store=store, jobs=jobs, queues=queues, surroundings=surroundings)
     if code and surroundings.parent_fd is None:
-        click.echo(f"callboard: the server for {', '.join(options.bind)} ended with code {code}", err=True)
+        what = "worker" if options.worker else f"server for {', '.join(options.bind)}"
+        click.echo(f"callboard: the {what} ended with code {code}", err=True)
     _end(code)
 
 
-def _options(bind: tuple[str, ...], settings: dict[str, Any]) -> ServerOptions:
+def _options(**settings: Any) -> ServerOptions:
     """Raises BadParameter for what cannot be meant."""
     from callboard.runtime.core.errors import ConfigError
 
-    settings["root_path"] = settings["root_path"].rstrip("/")
-    inherited = inherited_binds(os.environ)
     try:
-        return ServerOptions(bind=bind or inherited or _DEFAULTS.bind, **settings)
+        return ServerOptions(**settings)
     except ConfigError as error:
         field, _, complaint = str(error).partition(": ")
         raise click.BadParameter(complaint, param_hint=f"--{field.replace('_', '-')}") from error
@@ -166,7 +240,8 @@ def _arguments_for_workers(context: click.Context) -> list[str]:
         if isinstance(value, bool):
             arguments.append((option.opts if value else option.secondary_opts)[0])
         else:
-            arguments += [option.opts[0], str(value)]
+            for one in value if isinstance(value, tuple) else (value,):
+                arguments += [option.opts[0], str(one)]
     return arguments
 
 
@@ -209,21 +284,38 @@ def load_app(target: str) -> Any:
 
     Raises click.BadParameter with what to change. An error inside the app's own module passes as it is.
     """
+    where, attribute, module, found = _load(target)
+    from quart_trio import QuartTrio
+
+    if not isinstance(found, QuartTrio):
+        raise _bad_target(
+            f"{attribute!r} in {where!r} is a {type(found).__name__}, not a QuartTrio app{_apps_in(module)}"
+        )
+    return found
+
+
+def load_worker(target: str) -> Any:
+    """The same for a worker: an app that has the jobs of what ``target`` names, which may be a board or handlers, too."""
+    where, attribute, module, found = _load(target)
+    from callboard.runtime.core.errors import ConfigError
+    from callboard.web.worker import app_of
+
+    try:
+        return app_of(found)
+    except ConfigError as error:
+        raise _bad_target(f"{attribute!r} in {where!r}: {error}{_apps_in(module)}") from error
+
+
+def _load(target: str) -> tuple[str, str, ModuleType, Any]:
+    """The place, the attribute, the module, and what is there."""
     where, _, attribute = target.rpartition(":") if ":" in target else (target, "", "app")
     if not where or not attribute:
         raise _bad_target(f"{target!r} is no module:app; an example is examples/todo_api.py:app")
     module = _load_file(Path(where)) if where.endswith(".py") or "/" in where else _load_module(where)
     try:
-        app = getattr(module, attribute)
+        return where, attribute, module, getattr(module, attribute)
     except AttributeError:
         raise _bad_target(f"{where!r} has no {attribute!r}{_apps_in(module)}") from None
-    from quart_trio import QuartTrio
-
-    if not isinstance(app, QuartTrio):
-        raise _bad_target(
-            f"{attribute!r} in {where!r} is a {type(app).__name__}, not a QuartTrio app{_apps_in(module)}"
-        )
-    return app
 
 
 def _load_module(name: str) -> ModuleType:

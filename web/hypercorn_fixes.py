@@ -14,7 +14,7 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any, Final, Self, cast
@@ -29,14 +29,17 @@ from hypercorn.protocol.events import Body, Data, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
 from hypercorn.trio import run, tcp_server
+from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.utils import wrap_app
 from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
+from callboard.web.asgi import ASGIApp
 from callboard.web.server_options import ServerOptions
 
-__all__ = ["ServeConfig", "fix"]
+__all__ = ["ServeConfig", "fix", "live"]
 
 logger: Final = logging.getLogger("callboard.serve")
 
@@ -116,6 +119,24 @@ class ServeConfig(Config):
         """Reset every connection that is open and cancel its tasks, so that no client keeps the server from ending."""
         for connection in (*self.connections, *self.refused):
             connection.abort()
+
+
+async def live(
+    app: ASGIApp,
+    config: ServeConfig,
+    *,
+    shutdown_trigger: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[Sequence[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Hypercorn's ``serve`` for an app that nobody can reach: it starts and ends as when it is served. (Hypercorn fails without a bind.)"""
+    lifespan = Lifespan(wrap_app(app, config.wsgi_max_body_size, "asgi"), config, {})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lifespan.handle_lifespan)
+        await lifespan.wait_for_startup()
+        task_status.started([])
+        await shutdown_trigger()
+        await lifespan.wait_for_shutdown()
+        nursery.cancel_scope.cancel()
 
 
 class Connection(TCPServer):

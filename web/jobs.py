@@ -151,13 +151,16 @@ class JobRoutes:
     async def live(self) -> Response:
         """Whether the process is worth keeping: false once the runtime has died."""
         self._board.check_alive()
-        return json_answer(b'{"status":"live"}')
+        return self._healthy("live")
 
     async def ready(self) -> Response:
         """Whether work can be sent here now."""
         self._board.check_staying()
         await self._board.runtime.check()
-        return json_answer(b'{"status":"ready"}')
+        return self._healthy("ready")
+
+    def _healthy(self, status: str) -> Response:
+        return json_answer(json_bytes({"status": status, "role": self._board.role}))
 
     async def _job(self, job_id: str, action: Action) -> Job:
         return await permitted_job(self._board, request, job_id, action)

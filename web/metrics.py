@@ -1,12 +1,13 @@
 """Numbers for Prometheus. One registry per board, so that two apps in a process, or an app's own metrics, never meet in one.
 
 Counters and histograms are of what this process did itself, so that sums over processes are right; only ``callboard_jobs`` and
-``callboard_queue_paused`` are of what the store holds, and are the same in all of them. Labels have few values: handlers, queues,
+``callboard_queue_paused`` are of what the store holds, and are the same in all of them, and ``callboard_unserved_jobs`` is of what
+the store holds as one process sees it. Labels have few values: handlers, queues,
 statuses and verbs, never a job.
 docs/telemetry.md says what each one means.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+import callboard
 from callboard.runtime import Job, Queue, Runtime, Stats, StoreUnavailable, Telemetry
 from callboard.runtime.core.history import AttemptOutcome
 from callboard.runtime.core.job import Status
@@ -105,16 +107,17 @@ class Metrics(Telemetry):
 
     # Asked by Prometheus
 
-    async def text(self, runtime: Runtime) -> bytes:
+    async def text(self, runtime: Runtime, role: str) -> bytes:
         """The exposition text as of now. A store that cannot be reached leaves what it holds out, nothing else."""
         try:
-            held = _of_store(await runtime.queues())
+            held = _of_store(await runtime.queues(), await runtime.unserved())
         except StoreUnavailable:
             held = iter(())
         for name in runtime.handlers.names:
             # From the start on, so that the first increase is one.
             self._refused.labels(name)
-        self._snapshot.metrics = [*held, *_of_stats(runtime.stats(), runtime.handlers.names, runtime.draining)]
+        own = _of_process(role)
+        self._snapshot.metrics = [*held, own, *_of_stats(runtime.stats(), runtime.handlers.names, runtime.draining)]
         return generate_latest(self._registry)
 
 
@@ -144,7 +147,14 @@ class _Snapshot(Collector):
         return self.metrics
 
 
-def _of_store(queues: Iterable[Queue]) -> Iterator[Metric]:
+def _of_process(role: str) -> Metric:
+    text = "1, with what this process does (both, api, worker) and its callboard's version."
+    info = GaugeMetricFamily("callboard_info", text, labels=["role", "version"])
+    info.add_metric([role, callboard.__version__], 1)
+    return info
+
+
+def _of_store(queues: Iterable[Queue], unserved: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
     jobs = GaugeMetricFamily("callboard_jobs", "Jobs in the store.", labels=["queue", "status"])
     paused = GaugeMetricFamily("callboard_queue_paused", "1 while the queue is paused.", labels=["queue"])
     for queue in queues:
@@ -153,6 +163,11 @@ def _of_store(queues: Iterable[Queue]) -> Iterator[Metric]:
         paused.add_metric([queue.name], int(queue.paused))
     yield jobs
     yield paused
+    text = "Ready jobs that this process does not take, up to 10,000; 0 for those that it does. The least of all processes counts."
+    left = GaugeMetricFamily("callboard_unserved_jobs", text, labels=["queue", "name"])
+    for (queue_name, name), count in unserved.items():
+        left.add_metric([queue_name, name], count)
+    yield left
 
 
 def _of_stats(stats: Stats, names: Iterable[str], draining: bool) -> Iterator[Metric]:

@@ -122,7 +122,7 @@ def _unknown_view(board: "Callboard", routes: list[Route]) -> View:
 def _metrics_view(board: "Callboard") -> View:
     async def metrics() -> Response:
         await board.access.require(request, "metrics")
-        text = await board.metrics.text(board.runtime)
+        text = await board.metrics.text(board.runtime, board.role)
         response: Response = current_app.response_class(text, content_type=board.metrics.content_type)
         return response
 

@@ -64,7 +64,7 @@ def _history(facts: Facts) -> dict[tuple[str, str], Schema]:
 
 
 def _queues(facts: Facts) -> dict[tuple[str, str], Schema]:
-    queue = {"name": "default", "paused": False, "queued": 2, "scheduled": 0, "inProgress": 1}
+    queue = {"name": "default", "paused": False, "queued": 2, "scheduled": 0, "inProgress": 1, "unknown": {}}
 
     def turn(identifier: str, summary: str, paused: bool, description: str) -> Schema:
         answer = _json("The queue as it is now.", ref(QUEUE), {**queue, "paused": paused})
@@ -95,8 +95,10 @@ def _queues(facts: Facts) -> dict[tuple[str, str], Schema]:
 
 def _health() -> dict[tuple[str, str], Schema]:
     def health(name: str, summary: str) -> Schema:
-        schema = {"type": "object", "properties": {"status": {"const": name}}, "required": ["status"]}
-        return operation(name, summary, {"200": _json("Yes.", schema, {"status": name})}, (), tag=TAG)
+        role = {"enum": ["both", "api", "worker"], "description": "HTTP and jobs, HTTP only, jobs only."}
+        properties = {"status": {"const": name}, "role": role}
+        schema = {"type": "object", "properties": properties, "required": ["status", "role"]}
+        return operation(name, summary, {"200": _json("Yes.", schema, {"status": name, "role": "both"})}, (), tag=TAG)
 
     return {
         ("GET", "/health/live"): health("live", "Whether the process is worth keeping"),

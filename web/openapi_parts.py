@@ -149,7 +149,18 @@ def _operators_schemas(error: Schema) -> dict[str, Schema]:
         additionalProperties=False,
     )
     queue = record(
-        {"name": TEXT, "paused": {"type": "boolean"}, "queued": WHOLE, "scheduled": WHOLE, "inProgress": WHOLE},
+        {
+            "name": TEXT,
+            "paused": {"type": "boolean"},
+            "queued": WHOLE,
+            "scheduled": WHOLE,
+            "inProgress": WHOLE,
+            "unknown": {
+                "type": "object",
+                "additionalProperties": WHOLE,
+                "description": "By handler's name: ready jobs that no handler of this app takes, up to 10,000 of each name.",
+            },
+        },
         additionalProperties=False,
     )
     return {

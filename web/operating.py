@@ -78,4 +78,5 @@ def _queue_fields(queue: Queue) -> dict[str, Any]:
         "queued": queue.counts.get(Status.QUEUED, 0),
         "scheduled": queue.counts.get(Status.SCHEDULED, 0),
         "inProgress": queue.counts.get(Status.IN_PROGRESS, 0),
+        "unknown": queue.unknown,
     }

@@ -15,6 +15,7 @@ class HandlerOptions(TypedDict, total=False):
 
     process: bool
     queue: str
+    old_queues: tuple[str, ...]
     max_retries: int | None
     timeout_seconds: float | None
     max_lost_leases: int | None

@@ -1,4 +1,4 @@
-"""The launcher: an app on Hypercorn's trio worker, in one process, with an orderly end.
+"""The launcher: an app on Hypercorn's trio worker, or a worker that runs its jobs only, in one process, with an orderly end.
 
 SIGTERM and SIGINT, and SIGHUP where there is no certificate to reread: the server leaves in the steps of ``ending``, and the process
 exits with 0. A second SIGTERM or SIGINT stops at once, with 128 and its number. (A SIGHUP never counts as the second: who closes a
@@ -30,14 +30,15 @@ from callboard.web.binds import Listening, listening
 from callboard.web.board import Callboard
 from callboard.web.ending import GRACEFUL_SECONDS, Ending
 from callboard.web.header_limit import HeaderLimit
-from callboard.web.hypercorn_fixes import ServeConfig, fix
+from callboard.web.hypercorn_fixes import ServeConfig, fix, live
 from callboard.web.logs import configure_logging
 from callboard.web.multistream import largest_message
 from callboard.web.rootpath import RootPath
-from callboard.web.server_options import ServerOptions
+from callboard.web.server_options import ServerOptions, told
 from callboard.web.surroundings import Surroundings
 from callboard.web.tls import Certificate
 from callboard.web.watchdog import Watchdog, end_process
+from callboard.web.worker import ProbesOnly
 
 __all__ = ["board_of", "run", "serve"]
 
@@ -65,17 +66,21 @@ def run(
     options: ServerOptions | None = None,
     *,
     store: str | Store | None = None,
+    jobs: int | None = None,
+    queues: Sequence[str] = (),
     surroundings: Surroundings | None = None,
 ) -> int:
-    """Serve ``app`` until a signal. Returns the process's exit code.
+    """Serve ``app``, or run its jobs, until a signal. Returns the process's exit code.
 
-    For the main thread; it starts trio itself. ``store`` replaces the board's own. ``surroundings`` are those of the environment, unless
-    it was read before. Raises ConfigError for an app without a board.
+    For the main thread; it starts trio itself. ``store`` replaces the board's own, ``jobs`` and ``queues`` what its settings say.
+    ``surroundings`` are those of the environment, unless it was read before. Raises ConfigError for an app without a board, and for
+    queues that no handler works on.
     """
     options = options or ServerOptions()
     board = board_of(app)
     if store is not None:
         board.use_store(store)
+    board.use_jobs(jobs, queues)
     configure_logging(options.log_level, access=options.access_log)
     allow_descriptors(options.max_connections + OTHER_DESCRIPTORS)
     return trio.run(_run, app, board, options, surroundings or Surroundings.of(os.environ))
@@ -99,7 +104,7 @@ async def serve(
     fix()
     watchdog = Watchdog()
     server = _Server(app, board, options, surroundings, watchdog)
-    board.has_launcher = True
+    board.has_launcher, board.is_worker = True, options.worker
     has_failed = False
     try:
         await server.serve(signals, task_status)
@@ -108,13 +113,14 @@ async def serve(
         if server.has_started:
             logger.critical("the server has died", exc_info=group)
         else:
-            logger.error("callboard cannot serve: %s", board.refused or _first(group))
+            doing = "run jobs" if options.worker else "serve"
+            logger.error("callboard cannot %s: %s", doing, board.refused or _first(group))
     except* Exception as group:
         has_failed = True
         logger.critical("the server has died", exc_info=group)
     finally:
         watchdog.disarm()
-        board.has_launcher = False
+        board.has_launcher = board.is_worker = False
     return 1 if has_failed or board.has_died else 0
 
 
@@ -135,7 +141,9 @@ class _Server:
 
     async def serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[Sequence[str]]) -> None:
         """Return after an orderly end, or when the runtime has died. Raises what else ended it."""
-        if self._surroundings.workers > 1:
+        if self._board.role == "worker":
+            self._board.require_jobs()
+        if self._surroundings.workers > 1 or self._board.role != "both":
             self._board.require_shared_store()
         if self._surroundings.drain_seconds is not None:
             self._board.limit_drain(self._surroundings.drain_seconds)
@@ -148,7 +156,8 @@ class _Server:
                 self._board, self._watchdog, self._notifier, self._options.lead_seconds, config.abort_connections
             )
             app = _outermost(self._app, self._board, self._options)
-            start = partial(hypercorn_serve, app, config, shutdown_trigger=ending.stop.wait)
+            serving: Callable[..., Awaitable[None]] = hypercorn_serve if listeners else live
+            start = partial(serving, app, config, shutdown_trigger=ending.stop.wait)
             async with trio.open_nursery() as nursery:
                 # From the first: a start may take long, or not end at all.
                 nursery.start_soon(self._obey, signals, ending)
@@ -179,7 +188,7 @@ class _Server:
         return config
 
     def _warn_if_open(self, listeners: Sequence[Listening]) -> None:
-        if self._board.access.authorize is not None or self._options.ca_certs is not None:
+        if self._board.access.authorize is not None or self._options.ca_certs is not None or self._options.worker:
             return
         for one in listeners:
             if not one.is_local:
@@ -191,9 +200,10 @@ class _Server:
 
     def _tell_started(self, urls: Sequence[str]) -> None:
         # Among several workers it is the parent that says so, once, when all are ready.
-        for url in urls if self._surroundings.parent_fd is None else ():
-            print(f"callboard: serving on {url}", flush=True)
-        self._notifier.ready(f"serving on {', '.join(urls)}")
+        lines = told(urls, worker=self._options.worker)
+        for line in lines if self._surroundings.parent_fd is None else ():
+            print(f"callboard: {line}", flush=True)
+        self._notifier.ready(", ".join(lines))
 
     async def _obey(self, signals: AsyncIterator[int], ending: Ending) -> None:
         has_heard = False
@@ -230,6 +240,8 @@ def _certificate(options: ServerOptions, password: str) -> Certificate | None:
 
 def _outermost(app: ASGIApp, board: Callboard, options: ServerOptions) -> ASGIApp:
     """The app in what is the launcher's own, the innermost first. Paths are logged as clients see them."""
+    if options.worker:
+        app = ProbesOnly(app, board.prefix)
     app = HeaderLimit(app, max_bytes=options.max_header_bytes)
     if options.access_log:
         app = AccessLog(app, probes(board.prefix))

@@ -3,13 +3,13 @@
 It imports next to nothing, because the command line needs it before it knows what is asked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from callboard.web.binds import parse_bind
 
-__all__ = ["LOG_LEVELS", "ServerOptions"]
+__all__ = ["LOG_LEVELS", "ServerOptions", "told"]
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -18,13 +18,15 @@ MIB: Final = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """Settings of ``callboard serve`` that are none of the app's. Times are in seconds, sizes in bytes.
+    """Settings of ``callboard serve`` and ``callboard worker`` that are none of the app's. Times are in seconds, sizes in bytes.
 
     Raises ConfigError for a value that cannot work: the field's name, a colon, and what would do.
     """
 
     bind: tuple[str, ...] = ("127.0.0.1:8000",)
     """Each ``host:port`` (port 0: a free one), ``unix:path``, or ``fd://number`` of a listening socket that was inherited."""
+    worker: bool = False
+    """Run the app's jobs and do not serve it: at ``bind``, which may be empty, there are health and metrics and nothing else."""
     root_path: str = ""
     """Where a proxy shows the app, such as ``/shop``."""
     certfile: str | None = None
@@ -61,7 +63,7 @@ class ServerOptions:
             raise ConfigError(f"{field}: {complaint}")
 
     def _wrong(self) -> Iterator[tuple[str, str]]:
-        yield from _wrong_binds(self.bind)
+        yield from _wrong_binds(self.bind, may_be_empty=self.worker)
         path = self.root_path
         if path and (path[0] != "/" or path[-1] == "/" or "//" in path or any(c in "?#%\\" or c <= " " for c in path)):
             yield "root_path", f"{path!r} is no path; an example is /shop"
@@ -74,6 +76,13 @@ class ServerOptions:
             value = getattr(self, field)
             if value is not None and not least <= value <= most:
                 yield field, f"{value:g} is not between {least:g} and {most:g}"
+
+
+def told(urls: Sequence[str], *, worker: bool) -> list[str]:
+    """What whoever started it reads when it serves there, or works."""
+    if not worker:
+        return [f"serving on {url}" for url in urls]
+    return ["running jobs", *(f"health and metrics on {url}" for url in urls)]
 
 
 _DAY: Final = 86_400.0
@@ -89,8 +98,8 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 }
 
 
-def _wrong_binds(binds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    if not binds:
+def _wrong_binds(binds: tuple[str, ...], *, may_be_empty: bool) -> Iterator[tuple[str, str]]:
+    if not binds and not may_be_empty:
         yield "bind", "give at least one; an example is 127.0.0.1:8000"
     for bind in binds:
         try:

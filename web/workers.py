@@ -1,4 +1,5 @@
-"""``callboard serve --workers N``: a parent that never imports the app, and N server processes that share its listening sockets.
+"""``--workers N``: a parent that never imports the app, and N server processes that share its listening sockets. (What ``callboard
+worker`` starts are processes of the same kind, with few sockets or none.)
 
 The parent opens the sockets once, starts the processes, starts those again that die, and passes signals on; each process drains for
 itself, as a single server does. With ``--reload`` it is one process that is replaced when a file changes. Both halves of the line
@@ -25,7 +26,7 @@ from callboard.web.binds import listening
 from callboard.web.logs import configure_logging
 from callboard.web.notify import Notifier
 from callboard.web.reload import folders_of, summary, watch
-from callboard.web.server_options import ServerOptions
+from callboard.web.server_options import ServerOptions, told
 from callboard.web.surroundings import environment_of_worker
 
 __all__ = ["Parent", "next_pause", "run_workers", "stay_with_parent"]
@@ -47,10 +48,10 @@ STANDARD_ERROR: Final = 2
 
 
 def run_workers(arguments: Sequence[str], options: ServerOptions, *, workers: int = 1, reload: bool = False) -> int:
-    """Serve with ``workers`` processes until a signal. Returns the process's exit code. For the main thread.
+    """Serve, or run jobs, with ``workers`` processes until a signal. Returns the process's exit code. For the main thread.
 
-    ``arguments`` are those of ``callboard serve`` for each worker, MODULE:APP first, without --bind, --workers and --reload; ``options``
-    are what they amount to, with the binds. ``reload`` goes with one worker.
+    ``arguments`` are those of ``callboard serve`` (or ``callboard worker``, by the options) for each process, MODULE:APP first, without
+    --bind, --workers and --reload; ``options`` are what they amount to, with the binds. ``reload`` goes with one worker.
     """
     configure_logging(options.log_level, access=False)
     has_tls = options.certfile is not None
@@ -59,9 +60,9 @@ def run_workers(arguments: Sequence[str], options: ServerOptions, *, workers: in
             urls = [one.url("https" if has_tls else "http") for one in listeners]
             sockets = [_out_of_the_way(one.socket) for one in listeners]
             parent = Parent(
-                [sys.executable, "-m", "callboard.web.cli", "serve", *arguments],
+                [sys.executable, "-m", "callboard.web.cli", "worker" if options.worker else "serve", *arguments],
                 sockets,
-                urls,
+                told(urls, worker=options.worker),
                 Notifier.of(os.environ),
                 workers=workers,
                 rereads=has_tls,
@@ -73,7 +74,7 @@ def run_workers(arguments: Sequence[str], options: ServerOptions, *, workers: in
                 for one in sockets:
                     one.close()
     except OSError as error:
-        logger.error("callboard cannot serve: %s", error)
+        logger.error("callboard cannot %s: %s", "run jobs" if options.worker else "serve", error)
         return 1
 
 
@@ -117,7 +118,7 @@ class Worker:
 class Parent:
     """Keeps its workers alive until it is told to stop.
 
-    ``command`` starts one; ``--bind fd://N`` for each of ``sockets`` is added; the first worker makes them listen. ``urls`` are printed
+    ``command`` starts one; ``--bind fd://N`` for each of ``sockets`` is added; the first worker makes them listen. ``lines`` are printed
     and ``notifier`` is told when all serve. ``rereads``: SIGHUP tells the workers to reread their certificate; otherwise it is one more
     signal to stop. ``folders``, if given, are watched: one worker, that is replaced when a file there changes.
     """
@@ -126,7 +127,7 @@ class Parent:
         self,
         command: Sequence[str],
         sockets: Sequence[socket.socket],
-        urls: Sequence[str],
+        lines: Sequence[str],
         notifier: Notifier,
         *,
         workers: int,
@@ -137,7 +138,7 @@ class Parent:
             raise ValueError("files are watched for one worker only")
         self._sockets = sockets
         self._command = [*command, *(word for one in sockets for word in ("--bind", f"fd://{one.fileno()}"))]
-        self._urls = urls
+        self._lines = lines
         self._notifier = notifier
         self._rereads = rereads
         self._folders = folders
@@ -249,8 +250,8 @@ class Parent:
             logger.info("%s serves again", worker)
         elif all(one.was_ready for one in self._workers):
             self._is_up = True
-            for url in self._urls:
-                print(f"callboard: serving on {url}", flush=True)
+            for line in self._lines:
+                print(f"callboard: {line}", flush=True)
             self._notifier.notify("READY=1")
         self._tell_status()
 

@@ -30,8 +30,8 @@ task. Numbered promises, each held by ``callboard.stores.conformance``:
     The others hear of the change by ``wait_news``.
 
 At most one write (``commit``, ``claim``, ``extend``, ``lapse``, ``prune``, ``set_paused``), one read (``get``, ``list``, ``events``,
-``attempts``, ``next_due``, ``counts``, ``paused``, ``now_ms``) and one ``wait_news`` run at a time, each beside the others. Any of them
-may be cancelled only at shutdown.
+``attempts``, ``next_due``, ``counts``, ``ready``, ``paused``, ``now_ms``) and one ``wait_news`` run at a time, each beside the
+others. Any of them may be cancelled only at shutdown.
 """
 
 from collections.abc import Callable, Sequence
@@ -244,6 +244,14 @@ class Store(Protocol):
 
     async def counts(self) -> dict[tuple[str, Status], int]:
         """How many jobs each (queue, status) holds; zeros may be left out."""
+        ...
+
+    async def ready(self, *, up_to: int) -> dict[tuple[str, str], int]:
+        """How many jobs of each (queue, handler name) a claim may take, each counted up to ``up_to``; zeros may be left out.
+
+        A Scheduled job that fell due is among them once a claim has looked at it; a paused queue's are, too. Must not take longer
+        where more jobs wait.
+        """
         ...
 
     async def paused(self) -> Sequence[str]:

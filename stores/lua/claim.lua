@@ -16,7 +16,7 @@ local function promote()
   local due = call('ZRANGEBYSCORE', tag .. 'due', '-inf', now_ms, 'LIMIT', 0, MOST_DUE)
   for _, place in ipairs(due) do
     local values = call('HMGET', job_key(id_of(place)), 'queue', 'name', 'priority')
-    if values[1] then call('ZADD', ready_key(values[1], values[2]), -tonumber(values[3]), place) end
+    if values[1] then put_ready(values[1], values[2], values[3], place) end
     call('ZREM', tag .. 'due', place)
   end
   return #due < MOST_DUE
@@ -58,7 +58,7 @@ local function mark(id, key, place)
   local overlay = table.concat({digits(now_ms), fence, worker}, ' ')
   local seq = digits(tonumber(fields[3]) + 1)
   call('HSET', job_key(id), 'claim', overlay, 'seq', seq, 'fence', fence, 'status', 'InProgress')
-  call('ZREM', key, place)
+  take_ready(key, place)
   call('ZADD', tag .. 'leases', now_ms + lease_ms, place)
   list_under({place = place, queue = fields[5]}, fields[4], 'InProgress')
   append_events(id, {seq .. ' @' .. overlay .. '\n' .. fields[2] .. ' ' .. (fields[1] or '')}, keep)

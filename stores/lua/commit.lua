@@ -21,7 +21,7 @@ end
 
 local function index(job, item)
   if job.status == 'Queued' then
-    call('ZADD', ready_key(job.queue, job.name), -tonumber(item[9]), job.place)
+    put_ready(job.queue, job.name, item[9], job.place)
   elseif job.status == 'Scheduled' then
     call('ZADD', tag .. 'due', item[13], job.place)
   elseif job.status == 'InProgress' then

@@ -55,6 +55,17 @@ local function ready_key(queue, name)
   return tag .. 'ready:' .. #queue .. ':' .. queue .. ':' .. name
 end
 
+-- Beside the sets of ready jobs, the names of those that are not empty: what follows "ready:" in their keys.
+local function put_ready(queue, name, priority, place)
+  local key = ready_key(queue, name)
+  call('ZADD', key, -tonumber(priority), place)
+  call('SADD', tag .. 'pairs', string.sub(key, #tag + 7))
+end
+
+local function take_ready(key, place)
+  if call('ZREM', key, place) == 1 and call('EXISTS', key) == 0 then call('SREM', tag .. 'pairs', string.sub(key, #tag + 7)) end
+end
+
 -- The scalars of a stored job, or nil.
 local function load_job(id)
   local values = call('HMGET', job_key(id), unpack(JOB_FIELDS))
@@ -88,7 +99,7 @@ end
 -- Take a job out of the index that its status put it into.
 local function unindex(job)
   if is_waiting(job.status) then
-    call('ZREM', ready_key(job.queue, job.name), job.place)
+    take_ready(ready_key(job.queue, job.name), job.place)
     call('ZREM', tag .. 'due', job.place)
   elseif job.status == 'InProgress' then
     call('ZREM', tag .. 'leases', job.place)

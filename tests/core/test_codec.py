@@ -147,3 +147,9 @@ def test_a_broken_record_of_this_schema_is_not_called_a_newer_one() -> None:
     broken = {**msgspec.json.decode(encode_job(MINIMAL)), "status": "Paused"}
     with pytest.raises(StoreRefused, match=r"cannot be read.*Paused"):
         decode_job(msgspec.json.encode(broken))
+
+
+def test_what_an_older_patch_does_not_know_is_gone_when_it_writes_the_record_again() -> None:
+    """As docs/embedding.md says: what a newer patch adds must do without itself."""
+    newer = msgspec.json.encode(msgspec.json.decode(encode_job(FULL)) | {"novel": 1})
+    assert encode_job(decode_job(newer)) == encode_job(FULL)

@@ -35,7 +35,7 @@ __all__ = ["WRITES", "Census", "FaultyStore", "folded", "follow", "handler", "ha
 T = TypeVar("T")
 
 WRITES = ("commit", "claim", "extend", "lapse", "prune", "set_paused")
-READS = ("get", "list", "events", "attempts", "next_due", "counts", "paused", "now_ms")
+READS = ("get", "list", "events", "attempts", "next_due", "counts", "ready", "paused", "now_ms")
 VERBS = (*WRITES, *READS, "wait_news")
 
 
@@ -134,6 +134,9 @@ class FaultyStore:
 
     async def counts(self) -> dict[Any, int]:
         return await self._call("counts", self._inner.counts)
+
+    async def ready(self, *, up_to: int) -> dict[tuple[str, str], int]:
+        return await self._call("ready", lambda: self._inner.ready(up_to=up_to))
 
     async def paused(self) -> Sequence[str]:
         return await self._call("paused", self._inner.paused)

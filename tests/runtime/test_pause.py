@@ -163,7 +163,7 @@ async def test_which_queues_there_are(autojump_clock: MockClock) -> None:
         assert [queue.name for queue in await runtime.queues()] == ["default", "old"]
     async with opened(FaultyStore(database), worker(census), config=CONFIG, seed=2) as later:
         # No handler here works on it, but it holds a job; then it is only paused.
-        assert named(await later.queues(), "old") == Queue("old", True, {Status.QUEUED: 1})
+        assert named(await later.queues(), "old") == Queue("old", True, {Status.QUEUED: 1}, {"old": 1})
         await later.cancel(job.id)
         await later.purge(job.id)
         assert named(await later.queues(), "old") == Queue("old", True)

@@ -329,7 +329,8 @@ async def everything(store: Store) -> Any:
     counts = {pair: count for pair, count in (await store.counts()).items() if count}
     events = [list(await store.events(job_id, after=0, limit=100)) for job_id in job_ids]
     attempts = [list(await store.attempts(job_id)) for job_id in job_ids]
-    of_queues = counts, list(await store.paused()), await store.next_due()
+    ready = {pair: count for pair, count in (await store.ready(up_to=2)).items() if count}
+    of_queues = counts, ready, list(await store.paused()), await store.next_due()
     return list(await store.get(job_ids)), events, attempts, of_queues, await store.now_ms()
 
 

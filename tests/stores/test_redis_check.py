@@ -88,7 +88,7 @@ def test_the_rules_are_documented() -> None:
     "without",
     [
         "-evalsha",
-        "-script|load",
+        "-eval",
         "-info",
         "-zadd",
         "-xadd",

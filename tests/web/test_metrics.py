@@ -20,7 +20,7 @@ from tests.web.workshop import CONFIG, Cut, Site, patient
 from callboard.stores.memory import MemoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
-LABELS = {"name", "queue", "status", "outcome", "verb", "le"}
+LABELS = {"name", "queue", "status", "outcome", "verb", "le", "role", "version"}
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

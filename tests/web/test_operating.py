@@ -19,7 +19,7 @@ from callboard.web import Callboard
 async def test_health(site: Site) -> None:
     for path in ("live", "ready"):
         answer = await site.http.get(f"/jobs/health/{path}")
-        assert (answer.status_code, answer.json()) == (200, {"status": path})
+        assert (answer.status_code, answer.json()) == (200, {"status": path, "role": "both"})
         assert answer.headers["cache-control"] == "no-store"
 
 

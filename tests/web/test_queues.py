@@ -42,7 +42,7 @@ async def steer(site: Site, verb: str, queue: str = "default", **options: Any) -
 
 
 async def test_a_queue_is_paused_and_resumed(site: Site) -> None:
-    empty = {"name": "default", "paused": False, "queued": 0, "scheduled": 0, "inProgress": 0}
+    empty = {"name": "default", "paused": False, "queued": 0, "scheduled": 0, "inProgress": 0, "unknown": {}}
     assert await queues(site) == {"default": empty}
     running = await site.submit("/api/hold/a", {})
     await site.gates.arrived("a")

@@ -128,7 +128,7 @@ async def test_status_is_the_form_of_every_document_of_a_job(open_site: OpenSite
     assert (await site.http.get("/jobs")).json()["jobs"][0]["id"] == held
     async with site.socket(f"/jobs/{held}/stream") as socket:
         assert '"type":"snapshot"' in await socket.get_message()
-    assert (await site.http.get("/jobs/health/ready")).json() == {"status": "ready"}
+    assert (await site.http.get("/jobs/health/ready")).json() == {"status": "ready", "role": "both"}
 
 
 def answering(answered: Any) -> Responses:

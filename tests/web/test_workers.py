@@ -123,7 +123,8 @@ while True:
 import logging
 logging.basicConfig(level=logging.INFO)
 one = open_listening("127.0.0.1:0")
-parent = Parent([sys.executable, "-c", worker], [one.socket], [one.url("http")], Notifier(), workers=2, rereads="PLAIN" not in os.environ)
+lines = ["serving on " + one.url("http")]
+parent = Parent([sys.executable, "-c", worker], [one.socket], lines, Notifier(), workers=2, rereads="PLAIN" not in os.environ)
 sys.exit(trio.run(parent.run))
 """
 """A parent whose workers are no servers: what they do is up to the test."""
