@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec import json
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.stores.redis_dial import Dial, NoMaster
@@ -41,13 +41,16 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "LTRIM": ("KEY", "0", "1"),
     "PUBLISH": ("CHANNEL", "m"),
     "RPUSH": ("KEY", "v"),
+    "SADD": ("KEY", "m"),
     "SET": ("KEY", "v"),
     "SISMEMBER": ("KEY", "m"),
     "SMEMBERS": ("KEY",),
+    "SREM": ("KEY", "m"),
     "TIME": (),
     "XADD": ("KEY", "*", "f", "v"),
     "XRANGE": ("KEY", "-", "+"),
     "ZADD": ("KEY", "1", "m"),
+    "ZCARD": ("KEY",),
     "ZRANGE": ("KEY", "0", "1"),
     "ZRANGEBYSCORE": ("KEY", "0", "1"),
     "ZREM": ("KEY", "m"),
@@ -180,8 +183,12 @@ def _denied(command: Command, settings: RedisSettings, channel: str) -> list[str
     space = f"{settings.prefix}:0" if settings.kind == "cluster" else settings.prefix
     places = {"KEY": f"{{{space}}}:probe", "CHANNEL": channel}
     lines = [json.encode([name, *(places.get(word, word) for word in words)]) for name, words in COMMANDS.items()]
-    sha = command("SCRIPT", "LOAD", PROBE)
-    return [name.decode() for name in command("EVALSHA", sha, 0, *lines)]
+    try:
+        command("EVALSHA", "0" * 40, 0)
+    except NoScriptError:
+        # Of course; but it may be asked for.
+        pass
+    return [name.decode() for name in command("EVAL", PROBE, 0, *lines)]
 
 
 def _warn_of_no_persistence(command: Command, info: Mapping[str, str]) -> None:
