@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+import math
 import random
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -205,9 +206,10 @@ async def test_a_storm_of_cancels_brings_no_wrong_reply(redis_server: RedisServe
 
     async def caller(lane: Callable[[Callable[[Caller], Any]], Any]) -> None:
         nonlocal replies, cancelled
-        for _ in range(60):
+        for number in range(60):
             text = f"{next(ECHO_COUNT)}" * chance.choice([1, 1, 1, 20_000])
-            with trio.move_on_after(chance.uniform(0.0001, 0.01)) as scope:
+            # One of three waits for its reply: it would be given those of the two before.
+            with trio.move_on_after(math.inf if number % 3 == 2 else chance.uniform(0.0001, 0.01)) as scope:
                 assert await lane(echo(text)) == text.encode()
                 replies += 1
             cancelled += scope.cancelled_caught
@@ -218,7 +220,7 @@ async def test_a_storm_of_cancels_brings_no_wrong_reply(redis_server: RedisServe
                 for _ in range(4):
                     nursery.start_soon(caller, lane)
         assert await link.write(echo("end")) == b"end"
-    assert cancelled > 50 and replies > 50, (replies, cancelled)
+    assert cancelled > 50 and replies >= 240, (replies, cancelled)
     await until(lambda: not ours(redis_server), "every connection is closed")
 
 
