@@ -32,7 +32,7 @@ def script(text: str, flags: str = "") -> Script:
     return Script("test", text, hashlib.sha1(text.encode()).hexdigest())
 
 
-ECHO = script("return ARGV[1]")
+ECHO = script("return ARGV[1]", "no-writes")
 INCREMENT = script("return redis.call('INCR', KEYS[1])")
 TELL = script("return redis.call('PUBLISH', ARGV[1], ARGV[2])")
 BUSY = script(
@@ -194,6 +194,9 @@ async def test_a_cancelled_wait_for_a_reply_ends_its_thread_although_the_server_
                     await lane(echo("never"))
                 assert scope.cancelled_caught
             # No thread waits out its 300 seconds.
+            for ended in (link._write._thread, link._read._thread):
+                async with ended:
+                    pass
             await link.aclose()
         server.resume()
 
