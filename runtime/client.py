@@ -290,6 +290,10 @@ class Client:
             raise StoreUnavailable("the store cannot be reached")
         await self._bounded(self._store.counts)
 
+    def now_ms(self) -> int:
+        """The time of day by the store's clock, which may not be this host's: milliseconds since the epoch."""
+        return self._clock.now_ms()
+
     def retry_after_seconds(self, queue: str) -> int:
         """Whole seconds after which asking again makes sense, from the queue's drain rate."""
         return self._rates.retry_after_seconds(queue)

@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, ParamSpec
 from urllib.parse import quote
@@ -71,10 +70,14 @@ def job_answer(job: Job, place: Place, status: int = 200, headers: Mapping[str, 
 
 
 def poll_after_seconds(job: Job) -> int:
-    """When it makes sense to ask for a living job again: when it is due, and after a second otherwise."""
+    """When it makes sense to ask for a living job again: when it is due, by the store's clock, and after a second otherwise."""
     if job.status is not Status.SCHEDULED or job.due_ms is None:
         return 1
-    return max(1, math.ceil(job.due_ms / 1000 - time.time()))
+    try:
+        now_ms: int = current_app.extensions["callboard"].runtime.now_ms()
+    except CallboardError:
+        return 1
+    return max(1, math.ceil((job.due_ms - now_ms) / 1000))
 
 
 def json_bytes(value: Any) -> bytes:

@@ -33,6 +33,7 @@ __all__ = [
     "APP",
     "ENDED",
     "SILENCE_SECONDS",
+    "START_SECONDS",
     "TAKEOVER_SECONDS",
     "Document",
     "Fold",

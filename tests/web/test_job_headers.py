@@ -1,5 +1,6 @@
 """``Job-Delay``, ``Job-Run-At``, ``Job-Timeout``, ``Job-Priority`` and ``Prefer``: every bound and every refusal."""
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.web.conftest import OpenSite
 from tests.web.workshop import CONFIG, Gates, Site, assert_problem, make_site_app
 
 from callboard.runtime import JobContext
+from callboard.stores.memory import MemoryStore
 from callboard.web import Callboard
 
 YEAR = 366 * 24 * 3600
@@ -116,6 +118,17 @@ async def test_a_scheduled_job_runs_when_it_is_due_and_says_how_long_to_wait(sit
     ended = await site.ended(soon["id"])
     assert (ended["status"], ended["scheduledFor"]) == ("Completed", None)
     assert moment(ended["startedAt"]) >= moment(soon["scheduledFor"])
+
+
+@pytest.mark.parametrize("off_seconds", [60, -60])
+async def test_how_long_to_wait_goes_by_the_store_s_clock(open_site: OpenSite, off_seconds: int) -> None:
+    """This host's may be wrong."""
+    store = MemoryStore(clock=lambda: round((time.time() + off_seconds) * 1000))
+    site = await open_site(store=store)
+    later = await order(site, ("Job-Delay", "100.2"))
+    assert 99 <= int(later.headers["retry-after"]) <= 101
+    read = await site.http.get(later.headers["location"] + "/result")
+    assert 99 <= int(read.headers["retry-after"]) <= 101
 
 
 async def test_a_timeout_may_only_lower_the_handlers_own(still: Site) -> None:
