@@ -4,17 +4,24 @@ import ast
 import importlib.util
 import io
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
 import time
 import tokenize
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from tests.redis_servers import RedisServer
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
@@ -187,6 +194,84 @@ def test_source_survey_stays_responsive_and_is_canceled_with_its_child(serve: "S
         canceled = http.post(f"/jobs/{job_id}/cancel", headers={"Prefer": "wait=20"})
         assert (canceled.status_code, canceled.json()["status"]) == (200, "Canceled")
         assert children_of(server.process.pid) == []
+
+
+@pytest.mark.e2e
+def test_fleet(serve: "Serve", tmp_path: Path, redis_server: RedisServer) -> None:
+    """The commands of its docstring, with another port and Redis: an API alone, workers that come, are killed and come again."""
+    docstring = ast.get_docstring(ast.parse((EXAMPLES / "fleet.py").read_text())) or ""
+    serving, working = (
+        one(rf"^ *callboard {role} examples/fleet.py:app(.*?)(?: {{2,}}#.*)?$", docstring).split()
+        for role in ("serve", "worker")
+    )
+    path, small = one(r"localhost:8000(/api/\w+) -H 'Prefer: .* -d '(\{.*\})'$", docstring)
+    make_large = one(r"^ *(python3 -c .*) > large.json$", docstring)
+    large = subprocess.run(
+        shlex.split(make_large), cwd=EXAMPLES.parent, capture_output=True, check=True, timeout=60
+    ).stdout
+    store = {"CALLBOARD_STORE": redis_server.url}
+    api = serve(target("fleet"), *serving[: serving.index("--bind")], **store)
+
+    def work() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "callboard.web.cli", "worker", target("fleet"), *working]
+        return subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **store}, stdin=subprocess.DEVNULL)
+
+    with ExitStack() as started, httpx.Client(base_url=api.url, timeout=60) as http:
+
+        def worker() -> subprocess.Popen[bytes]:
+            process = work()
+            started.callback(process.wait, 30)
+            started.callback(process.kill)
+            return process
+
+        def submit(body: str | bytes) -> str:
+            answer = http.post(path, content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code == 202, answer.text
+            return str(answer.json()["id"])
+
+        waits = submit(small)
+        assert http.get(f"/jobs/{waits}?wait=1").json()["status"] == "Queued", "the API runs no jobs"
+        first = worker()
+        result = wait_for(http, waits)["result"]
+        assert result["worker"].endswith(f":{first.pid}")
+        assert result["originalSize"] == len(json.loads(small)["text"])
+        assert len(result["trials"]) == 28
+        assert [trial["size"] for trial in result["trials"]] == sorted(trial["size"] for trial in result["trials"])
+
+        events = followed(http, canceled := submit(large))
+        assert next(events)["job"]["status"] in ("Queued", "InProgress")
+        assert any(event["type"] == "progress" for event in events), "the API shows what happens in the worker"
+        answer = http.post(f"/jobs/{canceled}/cancel", headers={"Prefer": "wait=20"})
+        assert (answer.status_code, answer.json()["status"]) == (200, "Canceled")
+
+        stopped = submit(large)
+        wait_for(http, stopped, status=("InProgress",))
+        first.send_signal(signal.SIGINT)
+        assert first.wait(30) == 0
+        second = worker()
+        assert wait_for(http, stopped)["status"] == "Completed"
+
+        lost = submit(large)
+        wait_for(http, lost, status=("InProgress",))
+        second.kill()
+        third = worker()
+        ended = wait_for(http, lost)
+        assert (ended["status"], ended["attempt"]) == ("Completed", 2)
+        assert ended["result"]["worker"].endswith(f":{third.pid}")
+
+
+def one(pattern: str, text: str) -> Any:
+    """The one place of the text that the pattern's groups find."""
+    (found,) = re.findall(pattern, text, re.MULTILINE)
+    return found
+
+
+def followed(http: httpx.Client, job_id: str) -> Iterator[dict[str, Any]]:
+    """A job's events, live."""
+    with http.stream("GET", f"/jobs/{job_id}/events") as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                yield json.loads(line.removeprefix("data:"))
 
 
 @pytest.mark.e2e
