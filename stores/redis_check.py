@@ -101,6 +101,7 @@ def check_server(command: Command, *, settings: RedisSettings, channel: str) -> 
             " Set maxmemory-policy to noeviction (CONFIG SET and the server's configuration, or the provider's settings),"
             " or give callboard a server of its own"
         )
+    _check_reader_of_the_file(command, info)
     denied = _denied(command, settings, channel)
     if denied:
         raise StoreRefused(f"{_needs(settings)}; it may not run {', '.join(denied)} there")
@@ -189,6 +190,26 @@ def _denied(command: Command, settings: RedisSettings, channel: str) -> list[str
         # Of course; but it may be asked for.
         pass
     return [name.decode() for name in command("EVAL", PROBE, 0, *lines)]
+
+
+def _check_reader_of_the_file(command: Command, info: Mapping[str, str]) -> None:
+    """At its start the server reads its append-only file as the user ``default``, and drops the writes of scripts that this one may not do.
+
+    Source: redis/redis#14541.
+    """
+    if info.get("aof_enabled") != "1":
+        return
+    try:
+        reply = command("ACL", "GETUSER", "default")
+    except ResponseError:
+        # Not allowed, as to the user that is documented: docs/durability.md says what to do.
+        return
+    user = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+    if user[b"commands"].strip() != b"+@all" or b"~*" not in user[b"keys"].split():
+        raise StoreRefused(
+            "the Redis server would lose the jobs at its next start: it reads its append-only file as the user default, which may not do"
+            " everything. Give it 'ACL SETUSER default off ~* &* +@all': nobody can log in as a user that is off"
+        )
 
 
 def _warn_of_no_persistence(command: Command, info: Mapping[str, str]) -> None:

@@ -63,7 +63,7 @@ ATTEMPTS: Final = script("attempts", "no-writes")
 READY: Final = script("ready", "no-writes")
 STATE: Final = script("state", "no-writes")
 NEWS: Final = script("news", "no-writes")
-OPEN: Final = script("open", "")
+OPEN: Final = script("open", "allow-oom")
 
 SCRIPTS: Final = (
     COMMIT,

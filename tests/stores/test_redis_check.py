@@ -80,6 +80,21 @@ async def test_a_user_with_the_documented_rules_and_no_others_runs_a_whole_store
     await store.aclose()
 
 
+async def test_a_server_whose_file_is_read_by_a_user_without_rights_would_lose_the_jobs(
+    redis_servers: RedisServers,
+) -> None:
+    server = redis_servers.server(fsync="always")
+    admin = entering(server, "root:hunter2")
+    server.run("ACL", "SETUSER", "root", "on", ">hunter2", "~*", "&*", "+@all")
+    await opened(admin)
+    with server.client(username="root", password="hunter2") as client:
+        client.execute_command("ACL", "SETUSER", "default", *"off ~* &* +@all".split())
+        await opened(admin)
+        for rules in ("reset off", "off ~* +@all -hset", "off resetkeys ~x* +@all"):
+            client.execute_command("ACL", "SETUSER", "default", *rules.split())
+            assert "ACL SETUSER default off ~* &* +@all" in await refused(admin)
+
+
 def test_the_rules_are_documented() -> None:
     assert RULES in (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 
