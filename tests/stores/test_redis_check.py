@@ -88,7 +88,7 @@ async def test_a_server_whose_file_is_read_by_a_user_without_rights_would_lose_t
     server.run("ACL", "SETUSER", "root", "on", ">hunter2", "~*", "&*", "+@all")
     await opened(admin)
     with server.client(username="root", password="hunter2") as client:
-        client.execute_command("ACL", "SETUSER", "default", *"off ~* &* +@all".split())
+        client.execute_command("ACL", "SETUSER", "default", "off", "~*", "&*", "+@all")
         await opened(admin)
         for rules in ("reset off", "off ~* +@all -hset", "off resetkeys ~x* +@all"):
             client.execute_command("ACL", "SETUSER", "default", *rules.split())
