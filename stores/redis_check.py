@@ -205,7 +205,7 @@ def _check_reader_of_the_file(command: Command, info: Mapping[str, str]) -> None
         # Not allowed, as to the user that is documented: docs/durability.md says what to do.
         return
     user = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-    if user[b"commands"].strip() != b"+@all" or b"~*" not in user[b"keys"].split():
+    if user and (user[b"commands"].strip() != b"+@all" or b"~*" not in user[b"keys"].split()):
         raise StoreRefused(
             "the Redis server would lose the jobs at its next start: it reads its append-only file as the user default, which may not do"
             " everything. Give it 'ACL SETUSER default off ~* &* +@all': nobody can log in as a user that is off"
