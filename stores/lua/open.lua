@@ -1,4 +1,7 @@
--- ARGV[2] the layout that the caller knows. Writes it where there is none. Returns the one that is there.
+-- ARGV[2] the layout that the caller knows, [3] how many spaces there are, [4] which of them this is; '' for their registry
+-- Writes these where there are none. Returns the layout and how many spaces there are.
 
 call('HSETNX', meta, 'layout', ARGV[2])
-return call('HGET', meta, 'layout')
+call('HSETNX', meta, 'spaces', ARGV[3])
+if ARGV[4] ~= '' then call('HSETNX', meta, 'number', ARGV[4]) end
+return call('HMGET', meta, 'layout', 'spaces')
