@@ -67,6 +67,8 @@ class RedisStore:
         self._opened: _Opened | None = None
         self._heard: int | None = None
         """The subscription of the last look at the news."""
+        self._followed: tuple[int, str] | None = None
+        """The same, with the cursor up to which nothing was left to see."""
 
     async def open(self, *, worker: str, max_events_per_job: int, max_attempts_per_job: int) -> None:
         link = Link(self._settings, channel=self._channel)
@@ -150,7 +152,8 @@ class RedisStore:
             return News(cursor=news_cursor(state.position, state.queue_changes))
         while True:
             opened = self._connected()
-            news = await opened.link.news(_listener(self._space, opened.me, cursor))
+            news = await opened.link.news(_listener(self._space, opened.me, cursor, self._followed))
+            self._followed = (news.generation, news.cursor) if news.found.is_all else None
             is_same_ear = self._heard in (None, news.generation)
             self._heard = news.generation
             if news.found.events or not news.found.complete or not is_same_ear or news.queues_changed:
@@ -186,30 +189,38 @@ class _Heard(Struct, frozen=True):
     queues_changed: bool
 
 
-def _listener(space: Space, me: Identity, cursor: str) -> Callable[[Caller, Ear], _Heard]:
-    """Look at the news, and where there are none wait for a message, for a second at most, and look again."""
+def _listener(
+    space: Space, me: Identity, cursor: str, followed: tuple[int, str] | None
+) -> Callable[[Caller, Ear], _Heard]:
+    """Look at the news once someone has said that there are some, or a second has passed.
+
+    Who has not ``followed`` them up to the cursor by this subscription looks at once: what was said before it is not heard.
+    """
     position, queues = read_news_cursor(cursor)
 
-    def look(caller: Caller) -> SpaceNews:
-        return space.news(caller, me, position)
-
     def listen(caller: Caller, ear: Ear) -> _Heard:
-        ear.listen(0)  # subscribed before the look: what comes after it is heard
-        found = look(caller)
-        if not found.events and found.complete and found.queue_changes == queues:
+        is_told = _is_of_others(ear.listen(0), me)
+        found = None
+        if is_told or followed != (ear.generation, cursor):
+            found = space.news(caller, me, position)
+        if found is None or not (found.events or not found.complete or found.queue_changes != queues):
             _wait_for_others(ear, me)
-            found = look(caller)
+            found = space.news(caller, me, position)
         changes = found.queue_changes
         return _Heard(found, ear.generation, news_cursor(found.position, changes), changes != queues)
 
     return listen
 
 
-def _wait_for_others(ear: Ear, me: Identity) -> None:
+def _is_of_others(payloads: Sequence[bytes], me: Identity) -> bool:
     own = me.worker.encode()
+    return any(payload != own for payload in payloads)
+
+
+def _wait_for_others(ear: Ear, me: Identity) -> None:
     until = time.monotonic() + NET_SECONDS
     while (seconds := until - time.monotonic()) > 0:
-        if any(payload != own for payload in ear.listen(seconds)):
+        if _is_of_others(ear.listen(seconds), me):
             return
 
 

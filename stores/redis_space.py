@@ -125,6 +125,8 @@ class SpaceNews(Struct, frozen=True):
     queue_changes: int
     complete: bool
     events: list[Event]
+    is_all: bool
+    """Whether ``position`` is that of the newest event."""
 
 
 class Space:
@@ -328,9 +330,10 @@ class Space:
 
     def news(self, caller: Caller, me: Identity, position: int) -> SpaceNews:
         """What others committed after ``position``, or the first part of it."""
-        reached, changes, complete, payloads = self._run(caller, scripts.NEWS, me.worker, position, MAX_NEWS)
+        reached, changes, complete, payloads, newest = self._run(caller, scripts.NEWS, me.worker, position, MAX_NEWS)
         events = read_events(payloads)
-        return SpaceNews(int(reached), int(changes), bool(complete) and len(events) == len(payloads), events)
+        is_complete = bool(complete) and len(events) == len(payloads)
+        return SpaceNews(int(reached), int(changes), is_complete, events, reached == newest)
 
     def _commit(
         self, caller: Caller, me: Identity, items: "Sequence[_Item]", gate: int | None = None

@@ -1,7 +1,7 @@
 -- The events that others have committed since a position, read from the jobs that the notes name.
 --
 -- ARGV[2] origin whose own events are left out, [3] position, [4] how many events are enough
--- Returns position reached, changes of queues, 1 if nothing is missing, {the events as they are stored}
+-- Returns position reached, changes of queues, 1 if nothing is missing, {the events as they are stored}, newest position
 
 local origin, seen, enough = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local values = call('HMGET', meta, 'position', 'queues')
@@ -41,4 +41,4 @@ if seen < newest then
     if #answers >= enough then break end
   end
 end
-return {digits(reached), values[2] or '0', complete, answers}
+return {digits(reached), values[2] or '0', complete, answers, digits(newest)}

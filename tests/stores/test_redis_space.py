@@ -224,6 +224,57 @@ async def test_own_commits_do_not_wake(redis_server: RedisServer) -> None:
         assert [event.job_id for event in news[0].events] == [job(100).id]
 
 
+async def test_a_listener_looks_once_for_each_commit(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a commit costs the server grows with those who listen."""
+    monkeypatch.setattr("callboard.stores.redis.NET_SECONDS", 60.0)
+    async with opened(redis_server, "a") as here, opened(redis_server, "b") as there:
+        looks = 0
+        look = here._space.news
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return look(*arguments)
+
+        here._space.news = counted  # type: ignore
+        cursor = (await here.wait_news(None)).cursor
+        await submit(there, 0)
+        cursor = (await told(here, cursor)).cursor
+        looks = 0
+        for number in range(1, 11):
+            async with trio.open_nursery() as nursery:
+
+                async def listen() -> None:
+                    nonlocal cursor
+                    news = await told(here, cursor)
+                    assert [event.job_id for event in news.events] == [job(number).id]  # noqa: B023
+                    cursor = news.cursor
+
+                nursery.start_soon(listen)
+                await trio.sleep(0.1)  # it listens by now, without having looked
+                await submit(there, number)
+        assert looks == 10
+
+
+async def test_a_partial_answer_is_read_on_at_once(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callboard.stores.redis.NET_SECONDS", 60.0)
+    async with opened(redis_server, "a") as here, opened(redis_server, "b") as there:
+        cursor = (await here.wait_news(None)).cursor
+        await submit(there, 5000)
+        cursor = (await told(here, cursor)).cursor
+        for start in range(0, 2000, 200):
+            await submit(there, *range(start, start + 200))
+        seen: list[str] = []
+        while len(seen) < 2000:
+            news = await told(here, cursor)
+            assert news.complete and len(news.events) <= 800
+            seen += [event.job_id for event in news.events]
+            cursor = news.cursor
+        assert seen == [job(number).id for number in range(2000)]
+
+
 async def test_a_server_that_came_back_is_told_as_a_gap(redis_servers: RedisServers) -> None:
     """It may have lost the last that it was told, so whoever follows a job has to read it again."""
     server = redis_servers.server(fsync="always")
