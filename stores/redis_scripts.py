@@ -12,21 +12,29 @@ from msgspec import Struct
 
 __all__ = [
     "ATTEMPTS",
+    "BAR",
     "CLAIM",
     "COMMIT",
     "COMMIT_BIRTHS",
+    "DOUBTS",
     "EVENTS",
     "EXTEND",
+    "FIND",
     "GET",
     "LIST",
     "NEWS",
     "OPEN",
     "OVERDUE",
     "PAUSE",
+    "PEEK",
     "PRUNE",
     "READY",
+    "REGISTER",
+    "REGISTER_BIRTHS",
     "SCRIPTS",
     "STATE",
+    "STROLL",
+    "WHEREABOUTS",
     "Script",
 ]
 
@@ -41,9 +49,9 @@ class Script(Struct, frozen=True):
     sha: str
 
 
-def script(name: str, flags: str, *, file: str | None = None) -> Script:
-    """The script of that file, by default ``<name>.lua``."""
-    parts = [(_FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in ("space", file or name)]
+def script(name: str, flags: str, *, file: str | None = None, after: tuple[str, ...] = ()) -> Script:
+    """The script of that file, by default ``<name>.lua``, after the parts that it stands on."""
+    parts = [(_FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in ("space", *after, file or name)]
     text = "\n".join([f"#!lua flags={flags}" if flags else "#!lua", *parts])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -51,7 +59,8 @@ def script(name: str, flags: str, *, file: str | None = None) -> Script:
 COMMIT: Final = script("commit", "allow-oom")
 COMMIT_BIRTHS: Final = script("commit_births", "", file="commit")
 """The same, for a batch with new jobs: refused as a whole when the server's memory is full."""
-CLAIM: Final = script("claim", "allow-oom")
+CLAIM: Final = script("claim", "allow-oom", after=("line",))
+PEEK: Final = script("peek", "allow-oom", after=("line",))
 EXTEND: Final = script("extend", "allow-oom")
 OVERDUE: Final = script("overdue", "no-writes")
 PRUNE: Final = script("prune", "allow-oom")
@@ -64,6 +73,15 @@ READY: Final = script("ready", "no-writes")
 STATE: Final = script("state", "no-writes")
 NEWS: Final = script("news", "no-writes")
 OPEN: Final = script("open", "allow-oom")
+
+# For a store of several spaces.
+FIND: Final = script("find", "no-writes")
+BAR: Final = script("bar", "allow-oom")
+REGISTER: Final = script("register", "allow-oom")
+REGISTER_BIRTHS: Final = script("register_births", "", file="register")
+WHEREABOUTS: Final = script("whereabouts", "no-writes")
+DOUBTS: Final = script("doubts", "no-writes")
+STROLL: Final = script("stroll", "no-writes")
 
 SCRIPTS: Final = (
     COMMIT,
@@ -81,4 +99,12 @@ SCRIPTS: Final = (
     STATE,
     NEWS,
     OPEN,
+    PEEK,
+    FIND,
+    BAR,
+    REGISTER,
+    REGISTER_BIRTHS,
+    WHEREABOUTS,
+    DOUBTS,
+    STROLL,
 )

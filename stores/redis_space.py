@@ -47,7 +47,7 @@ from callboard.stores.redis_link import Caller
 from callboard.stores.redis_records import Stored, claimed, read_events, read_job
 from callboard.stores.redis_scripts import Script
 
-__all__ = ["Identity", "Slice", "Space", "SpaceNews", "SpaceState"]
+__all__ = ["Barred", "Head", "Identity", "Removed", "Slice", "Space", "SpaceNews", "SpaceState"]
 
 logger: Final = logging.getLogger("callboard.store")
 
@@ -76,6 +76,27 @@ class Identity(Struct, frozen=True):
     worker: str
     max_events_per_job: int
     max_attempts_per_job: int
+
+
+class Barred(Struct, frozen=True):
+    """The gate that a new job was to come through is shut; that one is open."""
+
+    gate: int
+
+
+class Head(Struct, frozen=True, order=True):
+    """One of the first in line: sorts by priority, higher first, then by order of acceptance."""
+
+    score: int
+    place: str
+
+
+class Removed(Struct, frozen=True):
+    """A job that is gone."""
+
+    job_id: str
+    serial: int
+    key: str | None
 
 
 class Slice(Struct, frozen=True):
@@ -109,29 +130,47 @@ class SpaceNews(Struct, frozen=True):
 class Space:
     """The keys that begin with ``tag``, such as ``{callboard}:``; commits are announced on ``channel``."""
 
-    def __init__(self, tag: str, *, channel: str, clock: Clock | None = None) -> None:
+    def __init__(
+        self, tag: str, *, channel: str, clock: Clock | None = None, spaces: int = 1, number: int = 0
+    ) -> None:
         self._keys = (f"{tag}meta",)
         self._channel = channel
         self._clock = clock
+        self._spaces = spaces
+        self._number = number
 
     def open(self, caller: Caller) -> None:
-        """Lay out an empty space. Raises StoreRefused for one of another layout."""
-        layout = int(self._run(caller, scripts.OPEN, LAYOUT))
+        """Lay out an empty space. Raises StoreRefused for one of another layout, or that is one of another number of spaces."""
+        found = self._run(caller, scripts.OPEN, LAYOUT, self._spaces, self._number)
+        layout, spaces = int(found[0]), int(found[1])
         if layout != LAYOUT:
             what = "upgrade callboard" if layout > LAYOUT else "it is of an older callboard: choose another ?prefix="
             raise StoreRefused(f"the Redis store has layout {layout}, this callboard knows {LAYOUT}: {what}")
+        if spaces != self._spaces:
+            raise StoreRefused(
+                f"the Redis store is spread over {spaces} spaces, not {self._spaces}, and that never changes: use"
+                f" ?spaces={spaces}, or another ?prefix="
+            )
 
-    def commit(self, caller: Caller, me: Identity, batch: Sequence[Write | Delete]) -> list[Outcome | StoreRefused]:
-        """``Store.commit``; StoreRefused in the place of an outcome where the stored record cannot be read."""
+    def commit(
+        self, caller: Caller, me: Identity, batch: Sequence[Write | Delete], *, gate: int | None = None
+    ) -> list[Outcome | StoreRefused | Barred]:
+        """``Store.commit``; StoreRefused in the place of an outcome where the stored record cannot be read.
+
+        With a ``gate``, new jobs have their serial and come through it; if it is shut, the last outcome is Barred, and that item and those
+        behind it did nothing.
+        """
         check_batch(batch)
-        outcomes: list[Outcome | StoreRefused] = []
+        outcomes: list[Outcome | StoreRefused | Barred] = []
         rest, overtaken = list(batch), 0
         while rest:
             part = rest[:MAX_ITEMS]
             items = [_encode(item, may_decide=overtaken < MAX_OVERTAKEN) for item in part]
-            answers = self._commit(caller, me, items)
+            answers = self._commit(caller, me, items, gate)
             again: Write | None = None
             for item, answer in zip(part, answers, strict=False):
+                if answer[0] == b"G":
+                    return [*outcomes, Barred(int(answer[1]))]
                 if answer[0] == b"A":
                     assert isinstance(item, Write)
                     outcome, again = _decide_again(item, Stored(*answer[1:]))
@@ -157,20 +196,31 @@ class Space:
         names: Sequence[str],
         limit: int,
         lease_ms: int,
+        last: Head | None = None,
     ) -> list[Claimed]:
-        """``Store.claim``."""
+        """``Store.claim``; of those only that do not stand behind ``last``."""
+        until = ("", "") if last is None else (last.score, last.place)
         claims: list[Claimed] = []
         queues, names = list(dict.fromkeys(queues)), list(dict.fromkeys(names))
         while queues and names and limit > 0:
             asked = min(limit, MAX_ITEMS)
             who = (self._channel, me.worker, me.max_events_per_job, me.worker)
             among: tuple[int | str, ...] = (len(queues), *queues, *names)
-            finished, *marked = self._run(caller, scripts.CLAIM, *who, asked, lease_ms, SCHEMA, *among)
+            finished, *marked = self._run(caller, scripts.CLAIM, *who, asked, lease_ms, SCHEMA, *until, *among)
             claims += [one for fields in marked if (one := _read_claimed(*fields)) is not None]
             limit -= len(marked)
             if finished and len(marked) < asked:
                 break
         return claims
+
+    def peek(self, caller: Caller, *, queues: Sequence[str], names: Sequence[str], limit: int) -> list[Head]:
+        """The first that ``claim`` would take."""
+        queues, names = list(dict.fromkeys(queues)), list(dict.fromkeys(names))
+        while True:
+            finished, *found = self._run(caller, scripts.PEEK, limit, SCHEMA, len(queues), *queues, *names)
+            if finished:
+                pairs = zip(found[::2], found[1::2], strict=True)
+                return [Head(int(score), place.decode()) for score, place in pairs]
 
     def extend(self, caller: Caller, held: Sequence[Held], *, lease_ms: int) -> list[Extension]:
         """``Store.extend``."""
@@ -204,13 +254,13 @@ class Space:
                 break
         return lapsed
 
-    def prune(self, caller: Caller, *, ended_before_ms: int, limit: int) -> list[str]:
-        """``Store.prune``; the ids of the removed."""
-        removed: list[str] = []
+    def prune(self, caller: Caller, *, ended_before_ms: int, limit: int) -> list[Removed]:
+        """``Store.prune``; what was removed."""
+        removed: list[Removed] = []
         while len(removed) < limit:
             asked = min(limit - len(removed), MAX_ITEMS)
             found = self._run(caller, scripts.PRUNE, ended_before_ms, asked)
-            removed += [job_id.decode() for job_id in found]
+            removed += [Removed(job_id.decode(), int(serial), key.decode() or None) for job_id, serial, key in found]
             if len(found) < asked:
                 break
         return removed
@@ -223,6 +273,14 @@ class Space:
         """``Store.get``."""
         found = (Stored.of(fields) for fields in self._run(caller, scripts.GET, *job_ids))
         return [None if stored is None else read_job(stored) for stored in found]
+
+    def find(self, caller: Caller, names: Sequence[str]) -> list[Stored | None]:
+        """Who owns each name: ``"i"`` and an id, or ``"k"`` and a key."""
+        return [Stored.of(fields) for fields in self._run(caller, scripts.FIND, *names)]
+
+    def bar(self, caller: Caller, gate: int) -> int:
+        """Shut ``gate``, and those before it; the one that is open now."""
+        return int(self._run(caller, scripts.BAR, gate))
 
     def list_slice(self, caller: Caller, where: JobFilter, *, below: int, limit: int) -> Slice:
         """Up to ``limit`` jobs with a serial under ``below``, newest first, out of the next few hundred."""
@@ -269,23 +327,26 @@ class Space:
         events = read_events(payloads)
         return SpaceNews(int(reached), int(changes), bool(complete) and len(events) == len(payloads), events)
 
-    def _commit(self, caller: Caller, me: Identity, items: "Sequence[_Item]") -> list[list[bytes]]:
+    def _commit(
+        self, caller: Caller, me: Identity, items: "Sequence[_Item]", gate: int | None = None
+    ) -> list[list[bytes]]:
         if not items:
             return []
         try:
-            return self._send(
-                caller, me, items, scripts.COMMIT_BIRTHS if any(map(_is_birth, items)) else scripts.COMMIT
-            )
+            script = scripts.COMMIT_BIRTHS if any(map(_is_birth, items)) else scripts.COMMIT
+            return self._send(caller, me, items, script, gate)
         except OutOfMemoryError:
             # There is no room for new jobs; what runs may end all the same.
             if others := [item for item in items if not _is_birth(item)]:
                 self._send(caller, me, others, scripts.COMMIT)
             raise
 
-    def _send(self, caller: Caller, me: Identity, items: "Sequence[_Item]", script: Script) -> list[list[bytes]]:
-        kept = (me.max_events_per_job, me.max_attempts_per_job)
+    def _send(
+        self, caller: Caller, me: Identity, items: "Sequence[_Item]", script: Script, gate: int | None = None
+    ) -> list[list[bytes]]:
+        who = (self._channel, me.worker, me.max_events_per_job, me.max_attempts_per_job)
         values = [value for item in items for value in item]
-        answers: list[list[bytes]] = self._run(caller, script, self._channel, me.worker, *kept, SCHEMA, *values)
+        answers: list[list[bytes]] = self._run(caller, script, *who, SCHEMA, "" if gate is None else gate, *values)
         return answers
 
     def _run(self, caller: Caller, script: Script, *arguments: str | bytes | int) -> Any:
@@ -308,7 +369,11 @@ def _is_birth(item: _Item) -> bool:
 
 def _encode(item: Write | Delete, *, may_decide: bool = True, is_lapse: bool = False) -> _Item:
     expected = item.expected
-    version = ("", "", "") if expected is None else (expected.serial, expected.seq, expected.fence)
+    version: tuple[int | str, ...] = ("", "", "")
+    if expected is not None:
+        version = (expected.serial, expected.seq, expected.fence)
+    elif item.job.serial:
+        version = (item.job.serial, "", "")
     if isinstance(item, Delete):
         return ("D", item.expected.id, *version, *[""] * 14, 0)
     job = item.job

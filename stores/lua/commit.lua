@@ -1,18 +1,20 @@
 -- Apply writes and deletes in order, each as if it were alone.
 --
--- ARGV[2] channel, [3] origin, [4] events kept per job, [5] attempts kept per job, [6] schema of the records; then per item 20 values and
--- its events:
+-- ARGV[2] channel, [3] origin, [4] events kept per job, [5] attempts kept per job, [6] schema of the records, [7] the gate that new jobs
+-- come through, or '' (docs/decisions/034); then per item 20 values and its events:
 --   1 operation: I insert, U update, D delete     11 seq           16 cancel requested: 1 or ''
 --   2 id                                          12 fence         17 refuse at so many waiting jobs, or ''
---   3 4 5 expected serial, seq, fence             13 due or end, ms 18 record
+--   3 4 5 expected serial, seq, fence;            13 due or end, ms 18 record
+--     of a new job 3 is its serial, or ''
 --   6 flags: a the caller can decide again,       14 =key or ''    19 request (insert) or attempt ('' none)
 --     l only while the lease is over              15 =owner or ''  20 how many events follow
 --   7 queue  8 name  9 priority  10 status
 -- Returns one answer per item: {C, serial} committed; {R, record, serial, overlay} removed; {X, ...} conflict, {X} without a record;
 -- {D, ...} duplicate; {F, size} full. The answer {A, ...} is the last one: this item is to be decided again, those behind it were not looked at.
+-- So is {G, gate}: the gate is another one by now.
 
-local origin, keep, keep_attempts, schema = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local at = 7
+local origin, keep, keep_attempts, schema, gate = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local at = 8
 
 local function answer(kind, id)
   local fields = readable(id)
@@ -46,6 +48,10 @@ end
 
 local function insert(item, events)
   local id, key, owner = item[2], text_of(item[14]), text_of(item[15])
+  if gate ~= '' then
+    local now_gate = call('HGET', meta, 'gate') or '0'
+    if now_gate ~= gate then return {'G', now_gate} end
+  end
   if call('EXISTS', job_key(id)) == 1 then return answer('D', id) end
   if key then
     local holder = call('GET', tag .. 'key:' .. key)
@@ -53,7 +59,7 @@ local function insert(item, events)
   end
   local full = is_full(item, is_waiting(item[10]))
   if full then return full end
-  local serial = tick()
+  local serial = item[3] ~= '' and item[3] or tick()
   local job = {id = id, serial = serial, place = place_of(serial, id), queue = item[7], name = item[8], status = item[10]}
   store(job, item, events)
   call('HSET', job_key(id), 'request', item[19])
@@ -115,7 +121,7 @@ while at <= #ARGV do
   local operation = item[1]
   local result = operation == 'I' and insert(item, events) or operation == 'U' and update(item, events) or delete(item)
   answers[#answers + 1] = result
-  if result[1] == 'A' then break end
+  if result[1] == 'A' or result[1] == 'G' then break end
 end
 publish(origin)
 return answers

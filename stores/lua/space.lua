@@ -26,10 +26,16 @@ end
 local started_us = now_us()
 local now_ms = math.floor(started_us / 1000)
 
--- Serials and fences: they grow and are never given twice, not even when a crash of the server took back the last of them.
-local last_tick
+-- Serials and fences: they grow and are never given twice, not even when a crash of the server took back the last of them. Of several
+-- spaces, each gives those that are its own number modulo how many there are.
+local last_tick, stride, offset
 local function tick()
-  last_tick = math.max((last_tick or tonumber(call('HGET', meta, 'tick') or '0')) + 1, started_us)
+  if not last_tick then
+    local known = call('HMGET', meta, 'tick', 'stride', 'offset')
+    last_tick, stride, offset = tonumber(known[1] or '0'), tonumber(known[2] or '1'), tonumber(known[3] or '0')
+  end
+  last_tick = math.max(last_tick + 1, started_us)
+  last_tick = last_tick + (offset - last_tick) % stride
   return digits(last_tick)
 end
 
