@@ -134,7 +134,7 @@ class Dial:
         self.tried = address, settings.tls
         _dial(connection, show)
         try:
-            _introduce(connection)
+            _introduce(connection, is_master=settings.kind != "cluster")
         except BaseException:
             hang_up(connection)
             raise
@@ -228,13 +228,16 @@ def _dial(connection: Connection, show: Callable[[Connection], None]) -> None:
             del connection.watch
 
 
-def _introduce(connection: Connection) -> None:
-    """Give it its name, and see that it is no replica: sentinels may be late, and a name may still lead to the old master."""
+def _introduce(connection: Connection, *, is_master: bool) -> None:
+    """Give it its name, and see that it is no replica: sentinels may be late, and a name may still lead to the old master.
+
+    In a cluster a replica tells who serves which slot as well as a master does, and sends everything else there.
+    """
     connection.send_command("CLIENT", "SETNAME", CLIENT_NAME)
     try:
         connection.read_response()
     except ResponseError:
         # The user may not; it is for people who look at CLIENT LIST.
         pass
-    if (connection.handshake_metadata or {}).get(b"role") == b"replica":
+    if is_master and (connection.handshake_metadata or {}).get(b"role") == b"replica":
         raise ReadOnlyError("it is a replica")

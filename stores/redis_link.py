@@ -24,7 +24,7 @@ from callboard.stores.redis_errors import code_of, unavailable
 from callboard.stores.redis_scripts import Script
 from callboard.stores.redis_url import RedisSettings
 
-__all__ = ["Caller", "Ear", "Link"]
+__all__ = ["Caller", "Ear", "Explain", "Line", "Link"]
 
 PAUSE_SECONDS: Final = 0.1
 """From one failure to the next try when the one before failed too: a server that is down is not hammered, whoever asks how often."""
@@ -62,23 +62,46 @@ class Ear(Protocol):
         ...
 
 
+class Line(Caller, Ear, Protocol):
+    """What a lane has: one connection, or those to the nodes of a cluster. They are made at the first use, and again when lost."""
+
+    def use(self, work: "Callable[[Any], T]", explain: Explain) -> T:
+        """In a thread: what ``work`` returns, given this line. Raises what ``explain`` makes of an error of redis-py."""
+        ...
+
+    def drop(self) -> None:
+        """End it for good, from any thread. A thread that waits for an answer gets an error at once."""
+        ...
+
+    def check(self, check: "Callable[[Callable[..., Any]], None]") -> None:
+        """Apply ``check`` to whatever sends a command to a server that is written to; to each such server."""
+        ...
+
+
+MakeLine = Callable[[Dial, str | None, Callable[[], int]], Line]
+"""Of the dial, the channel to listen to (None: of a lane that does not), and what counts subscriptions."""
+
+
 class Link:
     """Connections of one store: three lanes. Made by a cheap constructor that does no I/O."""
 
-    def __init__(self, settings: RedisSettings, *, channel: str) -> None:
+    def __init__(
+        self, settings: RedisSettings, *, channel: str, dial: Dial | None = None, line: MakeLine | None = None
+    ) -> None:
         self._settings = settings
-        self._dial = Dial(settings)
+        self._dial = Dial(settings) if dial is None else dial
         self._channel = channel
-        self._write = _Lane(self._dial)
-        self._read = _Lane(self._dial)
-        self._news = _Lane(self._dial, channel)
+        make: MakeLine = _Line if line is None else line
+        self._write = _Lane(self._dial, make)
+        self._read = _Lane(self._dial, make)
+        self._news = _Lane(self._dial, make, channel)
 
     async def open(self) -> None:
         """Connect, and see whether the server will do. Raises StoreRefused, StoreUnavailable; nothing is connected then."""
         explain = partial(refusal, self._dial, channel=self._channel)
         check = partial(check_server, settings=self._settings, channel=self._channel)
         try:
-            await self._write.call(lambda line: check(line.command), explain)
+            await self._write.call(lambda line: line.check(check), explain)
             await self._news.call(lambda line: None, explain)
         except BaseException:
             await self._close(for_good=False)
@@ -110,26 +133,27 @@ class Link:
 class _Lane:
     """One connection at a time, and a thread only while a call runs."""
 
-    def __init__(self, dial: Dial, channel: str | None = None) -> None:
+    def __init__(self, dial: Dial, make: MakeLine, channel: str | None = None) -> None:
         self._dial = dial
+        self._make = make
         self._channel = channel
         self._turn = trio.Lock()
         # A thread keeps its token until it ends, also when its caller has left: so there is never a second.
         self._thread = trio.CapacityLimiter(1)
-        self._line: _Line | None = None
+        self._line: Line | None = None
         self._is_closed = False
         self._subscriptions = 0
         self._failures = 0
         self._failed_at = 0.0
 
-    async def call(self, work: "Callable[[_Line], T]", explain: Explain = unavailable) -> T:
+    async def call(self, work: Callable[[Line], T], explain: Explain = unavailable) -> T:
         async with self._turn:
             if self._failures > 1:
                 await trio.sleep_until(self._failed_at + PAUSE_SECONDS)
             if self._is_closed:
                 raise StoreUnavailable("the store is not open")
             if self._line is None:
-                self._line = _Line(self._dial, self._channel, self._count_subscription)
+                self._line = self._make(self._dial, self._channel, self._count_subscription)
             line = self._line
             try:
                 result = await trio.to_thread.run_sync(
@@ -175,7 +199,7 @@ class _Line:
         self._is_used = False
         self._is_dropped = False
 
-    def use(self, work: "Callable[[_Line], T]", explain: Explain) -> T:
+    def use(self, work: "Callable[[Any], T]", explain: Explain) -> T:
         """In a thread: what ``work`` returns, with a connection that is alive as far as one can see."""
         with self._lock:
             if self._is_dropped:
@@ -208,6 +232,9 @@ class _Line:
                 self._dial.cut(self._connection)
             else:
                 self._hang_up()
+
+    def check(self, check: Callable[[Callable[..., Any]], None]) -> None:
+        check(self.command)
 
     def command(self, *words: str | bytes | int) -> Any:
         """The reply to one command."""

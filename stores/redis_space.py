@@ -130,9 +130,7 @@ class SpaceNews(Struct, frozen=True):
 class Space:
     """The keys that begin with ``tag``, such as ``{callboard}:``; commits are announced on ``channel``."""
 
-    def __init__(
-        self, tag: str, *, channel: str, clock: Clock | None = None, spaces: int = 1, number: int = 0
-    ) -> None:
+    def __init__(self, tag: str, *, channel: str, clock: Clock | None = None, spaces: int = 1, number: int = 0) -> None:
         self._keys = (f"{tag}meta",)
         self._channel = channel
         self._clock = clock
@@ -152,13 +150,17 @@ class Space:
                 f" ?spaces={spaces}, or another ?prefix="
             )
 
-    def commit(
-        self, caller: Caller, me: Identity, batch: Sequence[Write | Delete], *, gate: int | None = None
-    ) -> list[Outcome | StoreRefused | Barred]:
-        """``Store.commit``; StoreRefused in the place of an outcome where the stored record cannot be read.
+    def commit(self, caller: Caller, me: Identity, batch: Sequence[Write | Delete]) -> list[Outcome | StoreRefused]:
+        """``Store.commit``; StoreRefused in the place of an outcome where the stored record cannot be read."""
+        outcomes = self.commit_through(None, caller, me, batch)
+        return [outcome for outcome in outcomes if not isinstance(outcome, Barred)]
 
-        With a ``gate``, new jobs have their serial and come through it; if it is shut, the last outcome is Barred, and that item and those
-        behind it did nothing.
+    def commit_through(
+        self, gate: int | None, caller: Caller, me: Identity, batch: Sequence[Write | Delete]
+    ) -> list[Outcome | StoreRefused | Barred]:
+        """The same for new jobs that have their serial and come through a gate (None: as in ``commit``).
+
+        If it is shut, the last outcome is Barred, and that item and those behind it did nothing.
         """
         check_batch(batch)
         outcomes: list[Outcome | StoreRefused | Barred] = []
@@ -372,7 +374,7 @@ def _encode(item: Write | Delete, *, may_decide: bool = True, is_lapse: bool = F
     version: tuple[int | str, ...] = ("", "", "")
     if expected is not None:
         version = (expected.serial, expected.seq, expected.fence)
-    elif item.job.serial:
+    elif isinstance(item, Write) and item.job.serial:
         version = (item.job.serial, "", "")
     if isinstance(item, Delete):
         return ("D", item.expected.id, *version, *[""] * 14, 0)

@@ -28,14 +28,14 @@ local now_ms = math.floor(started_us / 1000)
 
 -- Serials and fences: they grow and are never given twice, not even when a crash of the server took back the last of them. Of several
 -- spaces, each gives those that are its own number modulo how many there are.
-local last_tick, stride, offset
+local last_tick, spaces, number
 local function tick()
   if not last_tick then
-    local known = call('HMGET', meta, 'tick', 'stride', 'offset')
-    last_tick, stride, offset = tonumber(known[1] or '0'), tonumber(known[2] or '1'), tonumber(known[3] or '0')
+    local known = call('HMGET', meta, 'tick', 'spaces', 'number')
+    last_tick, spaces, number = tonumber(known[1] or '0'), tonumber(known[2]), tonumber(known[3])
   end
   last_tick = math.max(last_tick + 1, started_us)
-  last_tick = last_tick + (offset - last_tick) % stride
+  if number then last_tick = last_tick + (number - last_tick) % spaces end
   return digits(last_tick)
 end
 
