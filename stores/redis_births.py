@@ -180,7 +180,7 @@ class Births:
                 for index, result in zip(part, answer, strict=False):
                     if isinstance(result, Barred):
                         self._gates[space] = max(self._gates[space], result.gate)
-                        barred |= dict.fromkeys(part[part.index(index):], space)
+                        barred |= dict.fromkeys(part[part.index(index) :], space)
                     else:
                         results[index] = result
                         self._note(space, batch[index], tickets.get(index), result)
