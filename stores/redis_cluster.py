@@ -1,8 +1,8 @@
 """Redis Cluster: the jobs spread over several spaces, each in a slot of its own, so that queues are worked on by several servers.
 
-``redis_spread`` composes the spaces, ``redis_births`` keeps ids and keys unique among them, ``redis_cluster_line`` finds the nodes. A queue is
-in one space, so one queue is the work of one server; and a commit that brings in new jobs has one round trip more than on one server, for
-the registry of ids and keys. docs/decisions/034 and 035 say why, and what a cluster does not promise.
+``redis_spread`` composes the spaces, ``redis_births`` keeps ids and keys unique among them, ``redis_cluster_line`` finds the nodes. A
+queue is in one space, so one queue is the work of one server; and a commit that brings in new jobs has one round trip more than on one
+server, for the registry of ids and keys. docs/decisions/034 and 035 say why, and what a cluster does not promise.
 """
 
 import re
@@ -86,7 +86,7 @@ class _Point(Struct):
 class RedisClusterStore:
     """A store in the Redis Cluster that ``settings`` names, or that URL.
 
-    ``clock`` gives milliseconds since the epoch, for tests; by default leases and due times go by the clock of the server that has the queue.
+    ``clock`` gives milliseconds since the epoch, for tests; by default leases and due times go by the clock of the queue's server.
     Raises ConfigError for a URL that cannot be meant, or is of no cluster.
     """
 
@@ -223,7 +223,7 @@ class _Heard(Struct, frozen=True):
 
 
 def _listener(spread: Spread, me: Identity, point: _Point) -> Callable[[Caller, Ear], _Heard]:
-    """Look at the news of all spaces, and where there are none wait for a message, for a second at most, and look again. Moves ``point``."""
+    """Look at the news of all spaces, and where there are none wait for a message, a second at most, and look again. Moves ``point``."""
 
     def look(caller: Caller, ear: Ear, numbers: Sequence[int]) -> _Heard:
         events: list[Event] = []

@@ -3,9 +3,9 @@
 redis-py's connections, and a routing of our own instead of its ``RedisCluster`` (docs/decisions/035). A script is sent again only when the
 server said that it has not run it: MOVED, ASK, TRYAGAIN, NOSCRIPT. A connection that is lost with an answer outstanding is told.
 
-Of a slot that is being moved only some of the keys are where a script runs, and Redis finds that out in the middle of it. So each script names one
-more key, which never exists: while its slot is being moved the server refuses it at once (ASK or TRYAGAIN) instead, on both sides.
-ASK is not followed, for the same reason.
+Of a slot that is being moved only some of the keys are where a script runs, and Redis finds that out in the middle of it. So each script
+names one more key, which never exists: while its slot is being moved the server refuses it at once (ASK or TRYAGAIN) instead, on
+both sides. ASK is not followed, for the same reason.
 """
 
 import random
@@ -29,7 +29,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from callboard.runtime.core.errors import CallboardError, StoreUnavailable
+from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.stores.redis_dial import Connection, Dial, hang_up
 from callboard.stores.redis_errors import code_of
 from callboard.stores.redis_link import Explain
@@ -192,9 +192,17 @@ class ClusterLine:
         while True:
             address = self._server_of(slot)
             try:
-                return self._send(address, words)
+                connection = self._connection(address)
+            except RedisError as error:
+                # Nothing was sent: who serves it now may be another.
+                moves += 1
+                if moves > MOVES or self._successor(slot, address, error) is None:
+                    raise
+                continue
+            try:
+                return self._send(address, connection, words)
             except NoScriptError:
-                self._send(address, ("SCRIPT", "LOAD", script.text))
+                self._send(address, connection, ("SCRIPT", "LOAD", script.text))
             except MovedError as error:
                 moves += 1
                 self._follow(error, address)
@@ -217,31 +225,53 @@ class ClusterLine:
                 by_node.setdefault(self._server_of(_slot_of(keys)), []).append(index)
             except RedisError as error:
                 results[index] = error
+        unsent: dict[int, RedisError] = {}
         try:
             for address, indices in by_node.items():
-                self._post(address, [_words(*calls[index]) for index in indices], results, indices)
+                unsent |= self._post(address, indices, calls, results)
             for address, indices in by_node.items():
-                self._collect(address, indices, results)
+                self._collect(address, [index for index in indices if index not in unsent], results)
         except BaseException:
             # Answers are outstanding that nobody will take.
             for address in by_node:
                 self._leave(address)
             raise
-        # These have not run: each finds its own way now.
+        # Only now is nothing outstanding on any connection. What has not run finds its own way.
+        servers = {index: address for address, indices in by_node.items() for index in indices}
         for index, result in enumerate(results):
-            if isinstance(result, AskError | TryAgainError | NoScriptError):
+            why = unsent.get(index)
+            if why is not None and self._successor(_slot_of(calls[index][1]), servers[index], why) is None:
+                results[index] = why
+            elif why is not None or isinstance(result, AskError | TryAgainError | NoScriptError):
                 results[index] = _attempt(self, calls[index])
         return results
 
-    def _post(self, address: Address, commands: list[Any], results: list[Any], indices: list[int]) -> None:
+    def _post(
+        self, address: Address, indices: list[int], calls: Sequence[Call], results: list[Any]
+    ) -> dict[int, RedisError]:
+        """Send those calls; which of them were not sent, because the node could not be reached, and why."""
         try:
             connection = self._connection(address)
-            for words in commands:
-                connection.send_command(*words)
+        except RedisError as error:
+            return dict.fromkeys(indices, error)
+        try:
+            for index in indices:
+                connection.send_command(*_words(*calls[index]))
         except RedisError as error:
             self._doubt(address, error)
             for index in indices:
                 results[index] = error
+        return {}
+
+    def _successor(self, slot: int, address: Address, error: RedisError) -> Address | None:
+        """Who serves it instead of a node that could not be reached; None when it is the same still."""
+        if self._dial.server_of(slot) == address:
+            self._doubt(address, error)
+        try:
+            found = self._server_of(slot)
+        except RedisError:
+            return None
+        return None if found == address else found
 
     def _collect(self, address: Address, indices: list[int], results: list[Any]) -> None:
         connection = self._connections.get(address)
@@ -259,9 +289,8 @@ class ClusterLine:
                 if self._doubt(address, error):
                     lost = error
 
-    def _send(self, address: Address, words: Sequence[str | bytes | int]) -> Any:
+    def _send(self, address: Address, connection: Connection, words: Sequence[str | bytes | int]) -> Any:
         try:
-            connection = self._connection(address)
             connection.send_command(*words)
             return connection.read_response()
         except RedisError as error:
@@ -311,9 +340,10 @@ class ClusterLine:
                 if self._dial.learn(connection.read_response(), address):
                     return
             except RedisError as error:
+                if "cluster support disabled" in str(error):
+                    raise StoreRefused("that server is not a node of a Redis Cluster: use redis://host:port") from None
                 last = error
-                if not isinstance(error, ResponseError) or code_of(error) is None:
-                    self._leave(address)
+                self._leave(address)
         raise last or ClusterDownError("CLUSTERDOWN no node knows of slots")
 
     # The news

@@ -6,8 +6,9 @@ It keeps the words of a protocol that docs/decisions/034 describes with every cr
   entry then counts a *try* under way in that space.
 * The space takes the job only through the *gate* that the entry was made with. Shutting a gate makes sure that no try of the past
   can still bring in anything, whoever made it and however late he is.
-* When the outcome is known, the try is *told*, with the serial of the job that has the name by then. An entry with no tries is *settled*: it
-  names the serials of those who hold the name. It goes when the last of them is told *gone*, which is compared by serial and so can never
+* When the outcome is known, the try is *told*, with the serial of the job that has the name by then. An entry with no tries is *settled*:
+  it names the serials of those who hold the name. It goes when the last of them is told *gone*, which is compared by serial and so can
+  never
   hit a later job of the same name.
 * A try that nobody tells of (its process died) is found by its age: the gate is shut, then the space is asked who has the name, and the
   entry, if it is the same still, is settled by that.

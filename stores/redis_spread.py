@@ -20,7 +20,7 @@ from callboard.stores.redis_cluster_line import channel_of
 from callboard.stores.redis_link import Caller
 from callboard.stores.redis_registry import Registry
 from callboard.stores.redis_space import MAX_ITEMS, Head, Identity, Slice, Space, SpaceNews, SpaceState
-from callboard.stores.redis_together import ManyCaller, together
+from callboard.stores.redis_together import ManyCaller, apart, reachable, together
 
 __all__ = ["Spread"]
 
@@ -80,7 +80,7 @@ class Spread:
         """``Store.claim``: of several spaces, first look at the heads of all, then take the best of them where they are.
 
         What is taken from a space never stands behind the last that was chosen, so nothing of a lower priority is taken because
-        another process was faster; the rest is looked for again.
+        another process was faster; the rest is looked for again. A space that cannot be reached holds up nobody but its own queues.
         """
         wanted: dict[int, list[str]] = {}
         for queue in queues:
@@ -88,23 +88,40 @@ class Spread:
         others = [self.spaces[number] for number in self._overdue if number not in wanted]
         if others:
             # It makes ready what fell due there, for whoever takes from those queues.
-            together(caller, [partial(_peek, space, (), (), 1) for space in others])
+            apart(caller, [partial(_peek, space, (), (), 1) for space in others])
         if len(wanted) == 1:
             ((number, theirs),) = wanted.items()
             return self.spaces[number].claim(caller, me, queues=theirs, names=names, limit=limit, lease_ms=lease_ms)
+        return self._claim_of_several(caller, me, wanted, names, limit, lease_ms)
+
+    def _claim_of_several(
+        self,
+        caller: ManyCaller,
+        me: Identity,
+        wanted: dict[int, list[str]],
+        names: Sequence[str],
+        limit: int,
+        lease_ms: int,
+    ) -> list[Claimed]:
         claims: list[Claimed] = []
         beaten = 0
         while len(claims) < limit and beaten < MAX_BEATEN:
             missing = min(limit - len(claims), MAX_ITEMS)
-            peeks = [partial(_peek, self.spaces[number], wanted[number], names, missing) for number in wanted]
-            heads = zip(wanted, together(caller, peeks), strict=True)
-            chosen = sorted((head, number) for number, found in heads for head in found)[:missing]
-            sizes = Counter(number for _, number in chosen)
-            takes = [
-                partial(_claim, self.spaces[number], me, wanted[number], names, size, lease_ms, chosen[-1][0])
-                for number, size in sizes.items()
-            ]
-            taken = [claim for part in together(caller, takes) for claim in part]
+            try:
+                peeks = [partial(_peek, self.spaces[number], wanted[number], names, missing) for number in wanted]
+                heads = zip(wanted, reachable(caller, peeks), strict=True)
+                chosen = sorted((head, number) for number, found in heads for head in found or ())[:missing]
+                sizes = Counter(number for _, number in chosen)
+                takes = [
+                    partial(_claim, self.spaces[number], me, wanted[number], names, size, lease_ms, chosen[-1][0])
+                    for number, size in sizes.items()
+                ]
+                taken = [claim for part in reachable(caller, takes) for claim in part or ()]
+            except RedisError:
+                if not claims:
+                    raise
+                # What was taken is told, whatever happened since.
+                break
             claims += taken
             if len(taken) == len(chosen) < missing:
                 break
@@ -128,16 +145,24 @@ class Spread:
 
     def lapse(self, caller: ManyCaller, me: Identity, *, limit: int) -> list[Committed]:
         """``Store.lapse``. It comes round about once a second, so it also tells and settles what commits have left behind."""
-        states = self.states(caller)
+        states = reachable(caller, [space.state for space in self.spaces])
         overdue = sorted(
             (state.due.lease_ms, number)
             for number, state in enumerate(states)
-            if state.due.lease_ms is not None and state.due.lease_ms <= state.now_ms
+            if state is not None and state.due.lease_ms is not None and state.due.lease_ms <= state.now_ms
         )
         lapsed: list[Committed] = []
+        failed: RedisError | None = None
         for _, number in overdue:
-            if len(lapsed) < limit:
+            try:
                 lapsed += self.spaces[number].lapse(caller, me, limit=limit - len(lapsed))
+            except RedisError as error:
+                failed = error
+            if len(lapsed) >= limit:
+                break
+        # What has lapsed in one space is told, whatever happened in another.
+        if failed is not None and not lapsed:
+            raise failed
         self._keep_house(caller)
         return lapsed
 

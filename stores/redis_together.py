@@ -1,16 +1,18 @@
 """Several works that use a caller, such as one verb on several spaces, in as many round trips as the longest needs.
 
-A work is run until its first call, again from its beginning with the answer to that until its second, and so on; the calls of a round go out
-together. So a work must do nothing but call, and make the same calls of the same answers.
+A work is run until its first call, again from its beginning with the answer to that until its second, and so on; the calls of a round go
+out together. So a work must do nothing but call, and make the same calls of the same answers.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from redis.exceptions import RedisError
+
 from callboard.stores.redis_link import Caller
 from callboard.stores.redis_scripts import Script
 
-__all__ = ["ManyCaller", "apart", "together"]
+__all__ = ["ManyCaller", "apart", "reachable", "together"]
 
 T = TypeVar("T")
 
@@ -30,6 +32,16 @@ def together(caller: ManyCaller, works: Sequence[Callable[[Caller], T]]) -> list
         if isinstance(result, Exception):
             raise result
     return results  # type: ignore[return-value]
+
+
+def reachable(caller: ManyCaller, works: Sequence[Callable[[Caller], T]]) -> list[T | None]:
+    """The same, with None for a work whose server cannot be used now. Raises only when that is so of all, or for anything else."""
+    results = apart(caller, works)
+    errors = [result for result in results if isinstance(result, Exception)]
+    for error in errors:
+        if len(errors) == len(results) or not isinstance(error, RedisError):
+            raise error
+    return [None if isinstance(result, Exception) else result for result in results]
 
 
 def apart(caller: ManyCaller, works: Sequence[Callable[[Caller], T]]) -> list[T | Exception]:

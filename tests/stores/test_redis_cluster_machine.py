@@ -20,7 +20,7 @@ from tests.stores import test_machine as machine
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.job import Job
 from callboard.runtime.core.store import Committed, Held, News, Store, Write
-from callboard.stores.redis_cluster import RedisClusterStore, _Point
+from callboard.stores.redis_cluster import RedisClusterStore, _many, _Point
 from callboard.stores.redis_url import RedisSettings
 
 SPACES = 2
@@ -105,7 +105,7 @@ class ClusterTwins(machine.Twins):
 
     def connect_driver(self) -> Store:
         settings = replace(RedisSettings.of_url(self.url), prefix=self.prefix, spaces=SPACES)
-        return Translated(RedisClusterStore(settings, clock=self.clock), self.numbers)  # type: ignore[return-value]
+        return Translated(RedisClusterStore(settings, clock=self.clock), self.numbers)
 
     @rule(side=machine.sides)
     def lapse(self, side: int) -> None:
@@ -126,7 +126,7 @@ class ClusterTwins(machine.Twins):
         assert isinstance(driver, Translated)
         is_sure = expected is not None and expected.complete
         if is_sure:
-            actual = trio.run(machine.news_of, driver, self.cursors[1][side], 10.0)  # type: ignore[arg-type]
+            actual = trio.run(machine.news_of, driver, self.cursors[1][side], 10.0)
             assert actual is not None
         else:
             actual = trio.run(look_once, driver.store, self.cursors[1][side])
@@ -150,7 +150,7 @@ def in_some_order(news: News | None) -> list[tuple[str, int, Event]]:
 async def look_once(store: RedisClusterStore, cursor: str) -> News:
     opened, point = store._connected(), _Point.of_cursor(cursor, SPACES)
     spaces = range(SPACES)
-    found = await opened.link.read(lambda caller: store._spread.news(caller, opened.me, point.positions, spaces))  # type: ignore[arg-type]
+    found = await opened.link.read(lambda caller: store._spread.news(_many(caller), opened.me, point.positions, spaces))
     changed = any(news.queue_changes != point.changes[number] for number, news in found.items())
     point.positions = [found[number].position for number in spaces]
     point.changes = [found[number].queue_changes for number in spaces]

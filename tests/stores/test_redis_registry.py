@@ -1,14 +1,13 @@
 """Ids and keys over several spaces: the protocol between registry and spaces, with every crash between two steps and every race.
 
-A *crash* is a caller that raises in the stead of a call, or after it was made: what the process would have done next is never done. A process
-that *stands still* is one whose next call is made by hand, later.
+A *crash* is a caller that raises in the stead of a call, or after it was made: what the process would have done next is never done. A
+process that *stands still* is one whose next call is made by hand, later.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-import redis
 from msgspec.structs import replace
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.redis_servers import RedisServer
@@ -39,7 +38,7 @@ class Hands:
     ``before`` and ``after`` are called with the name of each script; what they raise is a crash, or a lost connection.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: Any) -> None:
         self.client = client
         self.before: Callable[[str], None] = lambda name: None
         self.after: Callable[[str], None] = lambda name: None

@@ -277,7 +277,7 @@ async def test_a_lease_that_was_extended_meanwhile_does_not_lapse(redis_server: 
         now[0] += 100
         reach = reaper._space._commit
 
-        def extend_first(caller: Any, me: Any, items: Any) -> Any:
+        def extend_first(caller: Any, me: Any, items: Any, gate: Any = None) -> Any:
             held = [Held(first.job.id, first.job.fence)]
             holder._space.extend(caller, held, lease_ms=100)
             return reach(caller, me, items)
