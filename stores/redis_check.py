@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "HGETALL": ("KEY",),
     "HINCRBY": ("KEY", "f", "1"),
     "HMGET": ("KEY", "f"),
+    "HSCAN": ("KEY", "0"),
     "HSET": ("KEY", "f", "v"),
     "HSETNX": ("KEY", "f", "v"),
     "LRANGE": ("KEY", "0", "1"),

@@ -262,7 +262,10 @@ class Space:
         while len(removed) < limit:
             asked = min(limit - len(removed), MAX_ITEMS)
             found = self._run(caller, scripts.PRUNE, ended_before_ms, asked)
-            removed += [Removed(job_id.decode(), int(serial), key.decode() or None) for job_id, serial, key in found]
+            removed += [
+                Removed(job_id.decode(), int(serial), key[1:].decode() if key else None)
+                for job_id, serial, key in found
+            ]
             if len(found) < asked:
                 break
         return removed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 from msgspec.structs import replace
-from tests.redis_servers import ClusterNode, ClusterSet, RedisServer, RedisServers
+from tests.redis_servers import CERTIFICATES, ClusterNode, ClusterSet, RedisServer, RedisServers
 
 from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Status
@@ -28,6 +28,7 @@ from callboard.stores.conformance_bench import (
     succeed,
     woken,
 )
+from callboard.stores.redis_check import permissions
 from callboard.stores.redis_cluster import RedisClusterStore
 from callboard.stores.redis_url import RedisSettings
 
@@ -428,3 +429,34 @@ async def test_memory_is_free_again_after_retention(cluster: ClusterSet) -> None
 
 def keys_of(cluster: ClusterSet, name: str) -> list[str]:
     return [key for node in cluster.masters for key in node.run("KEYS", f"*{{{name}:*")]
+
+
+async def test_tls_and_a_user_with_no_more_rights_than_it_needs(redis_servers: RedisServers) -> None:
+    cluster = redis_servers.cluster(login=("admin", "long-secret"), tls=True)
+    for node in cluster.nodes:
+        node.run("ACL", "SETUSER", "app", "on", ">p", *permissions("safe", "cluster").split())
+    url = cluster.url.replace("admin:long-secret@", "app:p@")
+    store = RedisClusterStore(f"{url}?prefix=safe&ssl_ca_certs={CERTIFICATES / 'authority.pem'}")
+    await store.open(worker="w", max_events_per_job=9, max_attempts_per_job=9)
+    cursor = (await store.wait_news(None)).cursor
+    outcomes = await store.commit([birth(n, queue=queue, key=f"k{n}") for n, queue in enumerate(QUEUES)])
+    assert len(await store.claim(queues=QUEUES, names=["send"], limit=3, lease_ms=60_000)) == 3
+    (last,) = [one for one in await store.get([job(n).id for n in range(8)]) if one and one.status is Status.QUEUED][:1]
+    assert kinds(await store.commit([after(last, cancel())])) == ["Committed"]
+    assert await store.prune(ended_before_ms=2**50, limit=9) == 1
+    assert await store.lapse(limit=9) == []
+    assert len((await store.list(JobFilter(), cursor=None, limit=9)).jobs) == 7
+    await store.set_paused("q", True)
+    with trio.move_on_after(0.2):
+        await store.wait_news(cursor)
+    await closed(store)
+    assert kinds(outcomes) == ["Committed"] * 8
+
+
+async def test_a_wrong_password_is_refused_and_not_repeated_in_the_message(redis_servers: RedisServers) -> None:
+    cluster = redis_servers.cluster(login=("app", "secret"))
+    store = RedisClusterStore(cluster.url.replace("secret", "hunter2"))
+    with pytest.raises(StoreRefused) as refused:
+        await store.open(worker="w", max_events_per_job=9, max_attempts_per_job=9)
+    assert "does not take that user and password" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
