@@ -16,8 +16,9 @@ from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Job
 from callboard.runtime.core.store import Committed, Conflict, Delete, Duplicate, Full, JobFilter, Write
 from callboard.stores import redis_births, redis_scripts
-from callboard.stores.conformance_bench import after, birth, cancel, ids, kinds
+from callboard.stores.conformance_bench import after, birth, cancel, ids, job, kinds
 from callboard.stores.redis_births import DOUBT_MS
+from callboard.stores.redis_registry import Asked, Entry, Tiding, gone, over, resolved
 from callboard.stores.redis_scripts import Script
 from callboard.stores.redis_space import Identity
 from callboard.stores.redis_spread import Spread
@@ -407,6 +408,81 @@ def test_a_lost_answer_of_the_registry_is_repeated_where_that_is_harmless(world:
     agree(world, process)
 
 
+def test_a_removal_that_never_reached_the_registry_is_told_again(world: World) -> None:
+    process = world.process()
+    first = job_of(process.commit(birth(1, queue=HERE, key="k"))[0])
+
+    def lose(name: str) -> None:
+        if name == "register":
+            process.hands.before = lambda name: None
+            raise RedisConnectionError("lost")
+
+    process.hands.before = lose
+    assert kinds(process.commit(Delete(expected=first))) == ["Committed"]
+    assert world.names() != {}
+    process.keep_house()
+    # Not the first, whose try was never told to be over; but that it is gone is known.
+    assert {entry.split()[4] for entry in world.names().values()} == {str(first.serial)}
+    agree(world, process)
+
+
+def test_that_a_try_is_over_is_never_told_twice(world: World) -> None:
+    process, slow = world.process(), world.process()
+    first = job_of(process.commit(birth(1, queue=HERE))[0])
+    go_on = held_back(slow, birth(1, queue=HERE))
+
+    def lose(name: str) -> None:
+        if name == "register":
+            process.hands.after = lambda name: None
+            raise RedisConnectionError("lost")
+
+    process.hands.after = lose
+    process.keep_house()
+    process.keep_house()
+    process.commit(Delete(expected=first))
+    assert go_on()[0][0] == b"C"
+    assert process.get(1) is not None
+    agree(world, process)
+
+
+def entry_after(world: World, *tidings: Tiding, asked: Sequence[int] = (0,)) -> str | None:
+    """The entry of job 1 after its name was asked for through those gates of space 0, and that was told."""
+    process = world.process()
+    registry, name = process.spread.registry, f"i{job(1).id}"
+    for gate in asked:
+        assert isinstance(registry.ask(process.hands, [], [(0, gate, job(1))])[0], Asked)
+    registry.tell(process.hands, tidings)
+    return world.names().get(name)
+
+
+NAME = f"i{job(1).id}"
+
+
+def test_what_is_told_is_compared(world: World) -> None:
+    cases: list[tuple[str | None, tuple[Tiding, ...], tuple[int, ...]]] = [
+        ("0 0 0 7 -", (over(NAME, 0, 0, 7),), (0,)),
+        (None, (over(NAME, 0, 0, None),), (0,)),
+        # A removal is of one serial: it does not hit a later job.
+        ("0 0 0 7 -", (over(NAME, 0, 0, 7), gone(NAME, 0, 5)), (0,)),
+        (None, (over(NAME, 0, 0, 7), gone(NAME, 0, 7)), (0,)),
+        ("0 0 0 7 -", (over(NAME, 0, 0, 7), gone(NAME, 1, 7)), (0,)),
+        # A removal that is heard of before the try that saw the job.
+        (None, (gone(NAME, 0, 7), over(NAME, 0, 0, 7)), (0,)),
+        ("0 0 1 - 7", (gone(NAME, 0, 7), over(NAME, 0, 0, 7)), (0, 0)),
+        # Tries of a gate that is shut count no more, and what is told of them is old.
+        ("0 1 0 9 -", (over(NAME, 0, 1, 9),), (0, 1)),
+        ("0 1 1 - -", (over(NAME, 0, 0, 9),), (0, 1)),
+        ("0 0 2 - -", (over(NAME, 1, 0, 9),), (0, 0)),
+        # Only the entry that was seen is settled.
+        ("0 0 2 - -", (resolved(NAME, Entry(b"0 0 1 - -", 0, 0, 1, ()), 9, 1),), (0, 0)),
+        ("0 1 0 9 -", (resolved(NAME, Entry(b"0 0 1 - -", 0, 0, 1, ()), 9, 1),), (0,)),
+        (None, (resolved(NAME, Entry(b"0 0 1 - -", 0, 0, 1, ()), None, 1),), (0,)),
+    ]
+    for wanted, tidings, asked in cases:
+        world.server.run("FLUSHALL")
+        assert (tidings, entry_after(world, *tidings, asked=asked)) == (tidings, wanted)
+
+
 def test_a_busy_name_is_given_up_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_births, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(redis_births, "WAIT_SECONDS", 10.0)
@@ -429,9 +505,9 @@ def test_nothing_is_left_when_everything_is_gone(world: World) -> None:
         job_of(one)
         for one in process.commit(*(birth(n, queue=(HERE, THERE)[n % 2], key=f"k{n}", owner="anna") for n in range(40)))
     ]
-    for job in jobs[:20]:
-        process.commit(Delete(expected=job))
-    process.commit(*(after(job, cancel()) for job in jobs[20:]))
+    for one in jobs[:20]:
+        process.commit(Delete(expected=one))
+    process.commit(*(after(one, cancel()) for one in jobs[20:]))
     assert process.spread.prune(process.hands, ended_before_ms=2**50, limit=100) == 20
     agree(world, process)
     kept = {key for key in world.server.run("KEYS", "*") if not key.endswith((":meta", ":notes"))}
