@@ -14,7 +14,7 @@ from tests.redis_servers import CERTIFICATES, ClusterNode, ClusterSet, RedisServ
 from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Status
 from callboard.runtime.core.store import Clock, Committed, Conflict, Duplicate, JobFilter, News, Store
-from callboard.stores import redis_cluster
+from callboard.stores import redis_cluster, redis_spread
 from callboard.stores.conformance import CHECKS, Check, MakeStore
 from callboard.stores.conformance_bench import (
     after,
@@ -260,24 +260,55 @@ async def test_any_one_node_leads_to_the_cluster_a_replica_too(cluster: ClusterS
         await closed(store)
 
 
-async def test_a_commit_whose_answer_is_lost_is_told_and_not_repeated(cluster: ClusterSet) -> None:
+async def test_a_call_whose_answer_is_lost_is_told_and_not_repeated(cluster: ClusterSet) -> None:
     store = await opened(cluster, "lost", timeout_seconds=0.3)
-    (claimed,) = await one_claimed(store)
     # The node has the script: it will not have to ask for it when nobody is there any more.
-    first = committed((await store.commit([after(claimed.job, progress(0.5))]))[0]).job
+    await one_claimed(store)
+    await store.commit([birth(n) for n in range(2, 6)])
     node = cluster.master_of(slot_of_queue(cluster, store, "lost", "default"))
+
+    async def come_back() -> None:
+        # Soon enough for whoever would dial again.
+        await trio.sleep(0.45)
+        node.resume()
+
     node.pause()
-    with pytest.raises(StoreUnavailable):
-        await store.commit([after(first, progress(1.0))])
-    node.resume()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(come_back)
+        with pytest.raises(StoreUnavailable):
+            await store.claim(queues=["default"], names=["send"], limit=1, lease_ms=60_000)
     cluster.settle()
-    seqs: list[int] = []
+    running = 1
     with trio.fail_after(30):
-        while len(seqs) < 4:
-            seqs = [event.seq for event in await anyway(lambda: store.events(first.id, after=0, limit=9))]
-    assert seqs == [1, 2, 3, 4]
-    assert kinds(await store.commit([after(first, progress(2.0))])) == ["Conflict"]
+        while running < 2:
+            running = (await anyway(store.counts))["default", Status.IN_PROGRESS]
+    assert running == 2
+    assert (await store.counts())["default", Status.QUEUED] == 3
     await closed(store)
+
+
+async def test_nothing_is_taken_that_stands_behind_what_another_took(
+    cluster: ClusterSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = await opened(cluster, "beaten", "here"), await opened(cluster, "beaten", "there")
+    one, other = QUEUES[0], next(q for q in QUEUES if here._spread.space_of(q) != here._spread.space_of(QUEUES[0]))
+    await here.commit(
+        [birth(1, queue=one, priority=9), birth(2, queue=one, priority=1), birth(3, queue=other, priority=5)]
+    )
+    real = redis_spread._claim
+    taken: list[Any] = []
+
+    def overtaken(*args: Any) -> Any:
+        if not taken:
+            taken.extend(
+                trio.from_thread.run(partial(there.claim, queues=[one], names=["send"], limit=1, lease_ms=9999))
+            )
+        return real(*args)
+
+    monkeypatch.setattr(redis_spread, "_claim", overtaken)
+    claims = await here.claim(queues=[one, other], names=["send"], limit=1, lease_ms=60_000)
+    assert (ids(claim.job for claim in taken), ids(claim.job for claim in claims)) == ([1], [3])
+    await closed(here, there)
 
 
 async def one_claimed(store: RedisClusterStore) -> Sequence[Any]:
