@@ -169,6 +169,9 @@ class RedisClusterStore:
     async def counts(self) -> dict[tuple[str, Status], int]:
         return {pair: count for state in await self._states() for pair, count in state.counts.items()}
 
+    async def ready(self, *, up_to: int) -> dict[tuple[str, str], int]:
+        return await self._read(lambda caller: self._spread.ready(caller, up_to=up_to))
+
     async def paused(self) -> Sequence[str]:
         return sorted(queue for state in await self._states() for queue in state.paused)
 

@@ -153,15 +153,16 @@ class ClusterLine:
             return work(self)
         except RedisError as error:
             told = explain(error)
-            if told is None:
+            if told is None and self._coming is None:
                 raise
         finally:
             with self._lock:
                 self._is_used = False
+                self._coming = None
                 if self._is_dropped:
                     self._hang_up_all()
         # Raised outside of the except block: the original, with its text, is then in no chain.
-        raise told
+        raise told or StoreUnavailable("the Redis server refuses the connection")
 
     def drop(self) -> None:
         with self._lock:
@@ -188,6 +189,7 @@ class ClusterLine:
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         slot, words = _slot_of(keys), _words(script, keys, args)
+        by_text = ("EVAL", script.text, *words[2:])
         until, moves = time.monotonic() + PATIENCE_SECONDS, 0
         while True:
             address = self._server_of(slot)
@@ -200,9 +202,11 @@ class ClusterLine:
                     raise
                 continue
             try:
-                return self._send(address, connection, words)
-            except NoScriptError:
-                self._send(address, connection, ("SCRIPT", "LOAD", script.text))
+                try:
+                    return self._send(address, connection, words)
+                except NoScriptError:
+                    # Not SCRIPT LOAD and the same again: another flush may come between the two.
+                    return self._send(address, connection, by_text)
             except MovedError as error:
                 moves += 1
                 self._follow(error, address)

@@ -251,6 +251,11 @@ class Spread:
         leases = [due.lease_ms for due in dues if due.lease_ms is not None]
         return Due(min(scheduled, default=None), min(leases, default=None))
 
+    def ready(self, caller: ManyCaller, *, up_to: int) -> dict[tuple[str, str], int]:
+        """``Store.ready``."""
+        parts = together(caller, [partial(_ready, space, up_to) for space in self.spaces])
+        return {pair: count for part in parts for pair, count in part.items()}
+
     def news(
         self, caller: ManyCaller, me: Identity, positions: Sequence[int], numbers: Sequence[int]
     ) -> dict[int, SpaceNews]:
@@ -318,6 +323,10 @@ def _extend(space: Space, held: Sequence[Held], lease_ms: int, caller: Caller) -
 
 def _get(space: Space, job_ids: Sequence[str], caller: Caller) -> list[Job | None]:
     return space.get(caller, job_ids)
+
+
+def _ready(space: Space, up_to: int, caller: Caller) -> dict[tuple[str, str], int]:
+    return space.ready(caller, up_to=up_to)
 
 
 def _news(space: Space, me: Identity, position: int, caller: Caller) -> SpaceNews:
