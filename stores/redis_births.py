@@ -132,7 +132,7 @@ class Births:
         """Look at some more of the registry: whether those whom it names are there. They are not after a crash between two steps."""
         self._cursor, entries = self._registry.stroll(caller, self._cursor, _SOME)
         settled = [(name, entry) for name, entry in entries if entry.tries == 0]
-        for (name, entry), found in zip(settled, self._find(caller, settled), strict=True):
+        for (name, entry), found in zip(settled, self._find_held(caller, settled), strict=True):
             serials = entry.holders if found is None else [one for one in entry.holders if one != int(found.serial)]
             self._tidings += [gone(name, entry.space, serial) for serial in serials]
         self.tell(caller)
@@ -260,6 +260,8 @@ class Births:
                     self._gates[space] = max(self._gates[space], answer.gate)
                 else:
                     taken[index] = answer
+            self._meet_ids(caller, {index: (spaces[index], births[index].id) for index in taken}, results)
+            taken = {index: one for index, one in taken.items() if results[index] is None}
             if taken:
                 self._meet(caller, taken, results, is_patient=time.monotonic() - begun < WAIT_SECONDS)
         return tickets
@@ -272,13 +274,20 @@ class Births:
             self._keep(tidings)
             raise
 
+    def _meet_ids(self, caller: ManyCaller, wanted: dict[int, tuple[int, str]], results: list[Result | None]) -> None:
+        """A job whose key is taken elsewhere, and its id here, is a Duplicate of the one with its id."""
+        pairs = [(f"i{job_id}", space) for space, job_id in wanted.values()]
+        for index, found in zip(wanted, self._find(caller, pairs), strict=True):
+            if found is not None:
+                results[index] = _duplicate(found)
+
     def _meet(
         self, caller: ManyCaller, taken: dict[int, Taken], results: list[Result | None], *, is_patient: bool
     ) -> None:
         """Who has the names that were wanted: a Duplicate of him, or nobody any more."""
         pairs = [(one.name, one.entry) for one in taken.values()]
         unclear: dict[int, list[tuple[str, Entry]]] = {}
-        for index, (name, entry), found in zip(taken, pairs, self._find(caller, pairs), strict=True):
+        for index, (name, entry), found in zip(taken, pairs, self._find_held(caller, pairs), strict=True):
             if found is not None:
                 results[index] = _duplicate(found)
             elif entry.tries == 0:
@@ -295,13 +304,16 @@ class Births:
         """Shut the gate of tries; who has come in until then is to be seen after it, and nobody comes any more."""
         gate = self._spaces[space].bar(caller, max(entry.gate for _, entry in entries))
         self._gates[space] = max(self._gates[space], gate)
-        for (name, entry), found in zip(entries, self._find(caller, entries), strict=True):
+        for (name, entry), found in zip(entries, self._find_held(caller, entries), strict=True):
             self._tidings.append(resolved(name, entry, None if found is None else int(found.serial), gate))
 
-    def _find(self, caller: ManyCaller, wanted: Sequence[tuple[str, Entry]]) -> list[Stored | None]:
+    def _find_held(self, caller: ManyCaller, wanted: Sequence[tuple[str, Entry]]) -> list[Stored | None]:
+        return self._find(caller, [(name, entry.space) for name, entry in wanted])
+
+    def _find(self, caller: ManyCaller, wanted: Sequence[tuple[str, int]]) -> list[Stored | None]:
         by_space: dict[int, list[int]] = {}
-        for index, (_, entry) in enumerate(wanted):
-            by_space.setdefault(entry.space, []).append(index)
+        for index, (_, space) in enumerate(wanted):
+            by_space.setdefault(space, []).append(index)
         works = [
             partial(_find, self._spaces[space], [wanted[index][0] for index in part])
             for space, part in by_space.items()

@@ -170,7 +170,7 @@ def a_real_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 TestClusterTwins = pytest.mark.usefixtures("a_real_cluster")(ClusterTwins.TestCase)
-TestClusterTwins.settings = settings(max_examples=5, stateful_step_count=30, deadline=None)
+TestClusterTwins.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)
 
 
 def test_the_queues_of_the_machine_are_in_two_spaces() -> None:

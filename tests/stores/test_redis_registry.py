@@ -173,6 +173,16 @@ def test_a_key_is_one_job_whatever_the_queue(world: World) -> None:
     agree(world, there)
 
 
+def test_the_job_with_the_id_comes_before_the_one_with_the_key(world: World) -> None:
+    process = world.process()
+    first, other = (job_of(one) for one in process.commit(birth(1, queue=HERE), birth(2, queue=THERE, key="k")))
+    assert process.commit(birth(1, queue=HERE, key="k"), birth(2, queue=HERE, key="l")) == [
+        Duplicate(first),
+        Duplicate(other),
+    ]
+    agree(world, process)
+
+
 def test_in_one_batch_too_and_in_its_order(world: World) -> None:
     process = world.process()
     first = job_of(process.commit(birth(1, queue=HERE, key="k"))[0])
