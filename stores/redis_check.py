@@ -7,7 +7,7 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from msgspec import json
@@ -16,7 +16,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.stores.redis_dial import Dial, NoMaster
-from callboard.stores.redis_errors import code_of, unavailable
+from callboard.stores.redis_errors import causes_of, code_of, unavailable, without_connection
 from callboard.stores.redis_url import Kind, RedisSettings, Tls
 
 __all__ = ["COMMANDS", "MINIMUM", "PROBE", "check_server", "permissions", "read_info", "refusal"]
@@ -264,19 +264,12 @@ def _of_sentinels(dial: Dial, error: NoMaster) -> CallboardError:
         )
     if isinstance(error.last, ResponseError):
         return StoreRefused("what should be a Sentinel is none: a Redis server's own URL is redis://host:port")
-    return _of_tls(error.last, *dial.tried) or StoreUnavailable("none of the sentinels can be reached")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+    return _of_tls(error.last, *dial.tried) or without_connection("none of the sentinels can be reached", error.last)
 
 
 def _of_tls(error: BaseException, address: tuple[str, int] | None, tls: Tls | None) -> CallboardError | None:
     """What was wrong with TLS; None when it was something else."""
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     if tls is None:
         is_cut = not any(isinstance(cause, ConnectionRefusedError | socket.gaierror) for cause in causes)
         if address is not None and is_cut and isinstance(error, RedisConnectionError) and _speaks_tls(address):

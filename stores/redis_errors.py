@@ -4,13 +4,15 @@ Every function here is pure. Who raises its result does so outside of the ``exce
 """
 
 import re
+import socket
+from collections.abc import Iterator
 from typing import Final
 
 from redis import exceptions
 
 from callboard.runtime.core.errors import StoreUnavailable
 
-__all__ = ["code_of", "unavailable"]
+__all__ = ["causes_of", "code_of", "unavailable", "without_connection"]
 
 _REASONS: Final[dict[str, str]] = {
     "OOM": "the Redis server has reached its maxmemory; give it more, or remove something",
@@ -48,6 +50,14 @@ _CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 """Errors of redis-py whose code is no longer in their text; the more special ones come first."""
 
+_OBSTACLES: Final[tuple[tuple[type[OSError], str], ...]] = (
+    (socket.gaierror, "the host's name cannot be resolved; check it, and the DNS"),
+    (ConnectionRefusedError, "nobody listens at that address; is it running, and are host and port right?"),
+    (FileNotFoundError, "a file that the URL names is not there: the server's socket, or a certificate"),
+    (PermissionError, "the system does not let this process connect; for a UNIX socket see the rights of its file"),
+)
+"""What the system said when a connection was to be made -> what a person can do about it."""
+
 
 def code_of(error: BaseException) -> str | None:
     """The code of an error reply, as ``"OOM"``; None for what is no reply, or has none that is known."""
@@ -72,6 +82,23 @@ def code_of(error: BaseException) -> str | None:
     return None
 
 
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what led to it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def without_connection(what: str, error: BaseException) -> StoreUnavailable:
+    """``what`` failed for want of a connection, and why, where the system said so."""
+    for cause in causes_of(error):
+        for kind, obstacle in _OBSTACLES:
+            if isinstance(cause, kind):
+                return StoreUnavailable(f"{what}: {obstacle}")
+    return StoreUnavailable(what)
+
+
 def unavailable(error: BaseException) -> StoreUnavailable | None:
     """What the world did, as StoreUnavailable; None for anything else, which is a bug of ours."""
     code = code_of(error)
@@ -82,7 +109,7 @@ def unavailable(error: BaseException) -> StoreUnavailable | None:
     if isinstance(error, exceptions.TimeoutError):
         return StoreUnavailable("the Redis server did not answer in time")
     if isinstance(error, exceptions.ConnectionError | exceptions.InvalidResponse):
-        return StoreUnavailable("there is no connection to the Redis server, or it was lost")
+        return without_connection("there is no connection to the Redis server, or it was lost", error)
     if isinstance(error, exceptions.RedisError | exceptions.RedisClusterException):
         return StoreUnavailable("the Redis server cannot be used now")
     return None

@@ -294,10 +294,16 @@ async def test_protected_mode_and_what_is_no_redis() -> None:
 async def test_a_server_that_is_away(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    for url in (f"redis://127.0.0.1:{port}", f"unix://{tmp_path}/none", "redis://nosuch.invalid"):
+    for url, why in {
+        f"redis://127.0.0.1:{port}": "nobody listens at that address; is it running, and are host and port right?",
+        f"unix://{tmp_path}/none": "a file that the URL names is not there: the server's socket, or a certificate",
+        "redis://nosuch.invalid": "the host's name cannot be resolved; check it, and the DNS",
+    }.items():
         with pytest.raises(StoreUnavailable) as caught:
             await opened(url)
-        assert str(caught.value) == "there is no connection to the Redis server, or it was lost"
+        assert str(caught.value) == f"there is no connection to the Redis server, or it was lost: {why}"
+    with pytest.raises(StoreUnavailable, match=r"^none of the sentinels can be reached: nobody listens"):
+        await opened(f"redis+sentinel://127.0.0.1:{port}/shop")
 
 
 async def test_no_secret_is_told_whatever_goes_wrong(
