@@ -53,6 +53,9 @@ MAX_PENDING = 10_000
 one call at a time, are not, nor is what an attempt reports: without heartbeat and outcome what runs would be lost.
 """
 
+SETTLED_SECONDS = 5
+"""So long no write must have failed before the log says that an outage is over: a full store takes some and refuses others."""
+
 
 class _Item(Struct, frozen=True):
     """What one sender wants to have in one commit: one compare-and-set or many."""
@@ -154,6 +157,9 @@ class StoreActor:
         self.last_error: StoreUnavailable | None = None
         """Why the last write failed; None if it did not."""
         self.unavailable_total = 0
+        self._told: set[str] = set()
+        """What the log has said of the outage that is not over yet: each cause once."""
+        self._failed_at = 0.0
 
     async def run(self) -> None:
         """Both lanes, until cancelled."""
@@ -372,11 +378,16 @@ class StoreActor:
         was_failing, self.last_error = self.last_error is not None, error
         if error is not None:
             self.unavailable_total += 1
-            if not was_failing:
+            self._failed_at = trio.current_time()
+            if str(error) not in self._told:
+                self._told.add(str(error))
                 logger.warning("the store cannot be reached: %s", error)
-        elif was_failing:
-            logger.warning("the store can be reached again")
+            return
+        if was_failing:
             self._recovered()
+        if self._told and trio.current_time() >= self._failed_at + SETTLED_SECONDS:
+            self._told.clear()
+            logger.warning("the store can be reached again")
 
 
 def _copy(error: CallboardError) -> CallboardError:

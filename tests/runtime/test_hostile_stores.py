@@ -9,8 +9,18 @@ import trio
 from tests.runtime.kit import Census, FaultyStore, folded, follow, opened, shown
 from trio.testing import MockClock
 
-from callboard.runtime import CallboardError, Config, Event, InvalidRequest, JobContext, ShuttingDown, open_runtime
+from callboard.runtime import (
+    CallboardError,
+    Config,
+    Event,
+    InvalidRequest,
+    JobContext,
+    ShuttingDown,
+    StoreUnavailable,
+    open_runtime,
+)
 from callboard.runtime.handlers import make_handler
+from callboard.runtime.store_actor import SETTLED_SECONDS
 from callboard.stores.memory import MemoryDatabase
 from callboard.stores.sqlite import SqliteStore
 
@@ -259,3 +269,32 @@ async def test_what_could_never_run_or_be_read_is_refused(autojump_clock: MockCl
         with pytest.raises(InvalidRequest):
             await runtime.submit("good", **options)
         assert await runtime.counts() == {}
+
+
+async def test_the_log_tells_an_outage_once_however_often_the_store_takes_something(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a server does that is full: what runs may go on, what is new is refused."""
+    store = FaultyStore()
+    async with opened(store, make_handler("Good", good)) as runtime:
+        store.fail("commit")
+        for _ in range(20):
+            with pytest.raises(StoreUnavailable):
+                await runtime.submit("Good")
+            claims = store.count("claim")
+            await trio.sleep(2)
+            assert store.count("claim") > claims, "nothing else worked meanwhile: nothing was shown"
+        store.fail("commit", error=lambda: StoreUnavailable("another cause"))
+        with pytest.raises(StoreUnavailable):
+            await runtime.submit("Good")
+        store.mend()
+        await trio.sleep(SETTLED_SECONDS + 2)
+        store.fail("commit", seconds=1)
+        with pytest.raises(StoreUnavailable):
+            await runtime.submit("Good")
+    assert [record.getMessage() for record in caplog.records if record.name == "callboard.store"] == [
+        "the store cannot be reached: the test cut the store off",
+        "the store cannot be reached: another cause",
+        "the store can be reached again",
+        "the store cannot be reached: the test cut the store off",
+    ]
