@@ -22,7 +22,7 @@ from callboard.runtime import (
     open_runtime,
 )
 from callboard.runtime.core.errors import StoreRefused
-from callboard.runtime.core.store import Store
+from callboard.runtime.core.store import Held, Store
 from callboard.stores import open_store
 from callboard.stores.conformance_bench import apply, ids, job, submit, succeed
 
@@ -61,6 +61,7 @@ async def present(store: Store, *numbers: int) -> list[int]:
     [
         pytest.param({}, {1, 2, 3, 4}, id="no persistence"),
         pytest.param({"save": SNAPSHOTS}, {3, 4}, id="snapshots"),
+        pytest.param({"appendonly": "yes", "appendfsync": "no"}, set(), id="no fsync"),
         pytest.param({"fsync": "everysec"}, set(), id="everysec"),
         pytest.param({"fsync": "always"}, set(), id="always"),
     ],
@@ -138,7 +139,8 @@ async def test_a_server_that_cannot_write_its_files_refuses_and_goes_on(redis_se
     """A folder stands where the snapshot has to go."""
     server = redis_servers.server(save=SNAPSHOTS)
     async with opened(server) as store:
-        await submit(store, 1)
+        await submit(store, 1, 4)
+        (claimed,) = await store.claim(queues=["default"], names=["send"], limit=1, lease_ms=60_000)
         in_the_way = server.folder / "dump.rdb"
         in_the_way.unlink(missing_ok=True)
         in_the_way.mkdir()
@@ -146,9 +148,18 @@ async def test_a_server_that_cannot_write_its_files_refuses_and_goes_on(redis_se
         with pytest.raises(StoreUnavailable):
             await submit(store, 2)
         assert await present(store, 1, 2) == [1]
+        # Unlike a server without memory it takes nothing of what runs, either.
+        held = Held(claimed.job.id, claimed.job.fence)
+        with pytest.raises(StoreUnavailable):
+            await store.extend([held], lease_ms=60_000)
+        with pytest.raises(StoreUnavailable):
+            await store.claim(queues=["default"], names=["send"], limit=1, lease_ms=60_000)
+        with pytest.raises(StoreUnavailable):
+            await apply(store, claimed.job, succeed())
         in_the_way.rmdir()
         snapshot(server, "ok")
         await until_taken(store, 3)
+        await apply(store, claimed.job, succeed())
 
 
 def snapshot(server: RedisServer, how: str) -> None:
