@@ -264,3 +264,71 @@ async def until_ended(runtime: Runtime, job_id: str) -> Job:
             continue
         if ended.status.is_terminal:
             return ended
+
+
+class Wire:
+    """What is between one process and its server, and can be cut: connections stay, and nothing comes through."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._whole = trio.Event()
+        self._whole.set()
+        self.url = ""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.url = f"redis://127.0.0.1:{listener.socket.getsockname()[1]}?timeout_seconds=1"
+        task_status.started()
+        await trio.serve_listeners(self._connect, [listener])
+
+    def cut(self) -> None:
+        self._whole = trio.Event()
+
+    async def _connect(self, near: trio.SocketStream) -> None:
+        async with near, await trio.open_tcp_stream("127.0.0.1", self._server.port) as far, trio.open_nursery() as both:
+            for source, target in ((near, far), (far, near)):
+                both.start_soon(self._pass_on, source, target, both.cancel_scope)
+
+    async def _pass_on(self, source: trio.SocketStream, target: trio.SocketStream, until: trio.CancelScope) -> None:
+        try:
+            async for part in source:
+                await self._whole.wait()
+                await target.send_all(part)
+        except trio.BrokenResourceError:
+            pass
+        until.cancel()
+
+
+async def test_the_others_take_over_from_one_whose_network_is_broken(redis_servers: RedisServers) -> None:
+    """Only one process is cut off: its attempt stops, while another, which goes on all the time, runs the job to its end."""
+    server = redis_servers.server()
+    wire = Wire(server)
+    begun, stopped = trio.Event(), trio.Event()
+    lonely, healthy = Handlers(), Handlers()
+
+    @lonely.handler("Work")
+    async def never_ends(_: JobContext) -> None:
+        begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            stopped.set()
+
+    @healthy.handler("Work")
+    async def ends(_: JobContext) -> str:
+        return "done"
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(wire.run)
+            async with open_runtime(open_store(wire.url), lonely, Config(lease_seconds=3, drain_seconds=1)) as cut_off:
+                job_id = (await cut_off.submit("Work")).id
+                await begun.wait()
+                wire.cut()
+                async with open_runtime(open_store(server.url), healthy, Config(lease_seconds=3)) as other:
+                    quick = await other.submit("Work")
+                    assert (await other.wait(quick.id, timeout_seconds=30)).attempt == 1, "it goes on meanwhile"
+                    ended = await other.wait(job_id, timeout_seconds=30)
+                    assert (ended.status, ended.attempt, ended.lost_leases) == (Status.COMPLETED, 2, 1)
+                await stopped.wait()
+            nursery.cancel_scope.cancel()
