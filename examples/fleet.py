@@ -8,10 +8,10 @@
 
     curl -i localhost:8000/api/compress -H 'Prefer: wait=20' -H 'Content-Type: application/json' -d '{"text": "to be or not to be"}'
 
-    python3 -c 'import json; print(json.dumps({"text": open("README.md").read() * 50}))' > large.json
-    curl -i localhost:8000/api/compress -H 'Content-Type: application/json' -d @large.json
-    curl -N localhost:8000/jobs/<id>/events                                  # live, although another process runs it
-    curl -i -X POST localhost:8000/jobs/<id>/cancel -H 'Prefer: wait=5'
+    python3 -c 'import json; print(json.dumps({"text": (open("README.md").read() * 99)[:950000]}))' > large.json
+    job=$(curl -s localhost:8000/api/compress -H 'Content-Type: application/json' -d @large.json | cut -d '"' -f 4)
+    curl -sN localhost:8000/jobs/$job/events &                               # live, although another process runs it
+    curl -i -X POST localhost:8000/jobs/$job/cancel -H 'Prefer: wait=5'      # within the seconds that it takes
 
 Which of the standard library's ways to compress fits a text best? Each is tried with each of its levels, in a thread of a worker. Stop the
 worker (Ctrl-C): it ends what it runs, or hands it back when that takes too long. Kill it (``kill -9``): its job is taken from it when its

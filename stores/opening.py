@@ -44,7 +44,7 @@ def require_shared(store: str | Store) -> None:
     """Raises ConfigError if no other process can see what is in that store, or in the one of that URL; or for a URL of none."""
     if isinstance(open_store(store) if isinstance(store, str) else store, MemoryStore):
         raise ConfigError(
-            "several workers need a store that they share, and memory is each one's own: use SQLite or Redis"
+            "several processes need a store that they share, and memory is each one's own: use SQLite or Redis"
         )
 
 

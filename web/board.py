@@ -179,7 +179,9 @@ class Callboard:
         if not self.handlers.names:
             raise ConfigError("there is no handler, so there is nothing to run")
         if not self._chosen_config().max_concurrent_jobs:
-            raise ConfigError("it may run no jobs: give --jobs, or max_concurrent_jobs in the app's Config")
+            raise ConfigError(
+                "it may run no jobs: give --jobs, or more than 0 in CALLBOARD_JOBS or the app's max_concurrent_jobs"
+            )
 
     def limit_drain(self, seconds: float) -> None:
         """Drain no longer than that, from the next start on."""

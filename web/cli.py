@@ -209,7 +209,11 @@ def _start(
         board.handlers.require_queues(queues)
     except ConfigError as error:
         raise click.BadParameter(str(error), param_hint="--queue") from error
-    code = server.run(app, options, store=store, jobs=jobs, queues=queues, surroundings=surroundings)
+    try:
+        code = server.run(app, options, store=store, jobs=jobs, queues=queues, surroundings=surroundings)
+    except ConfigError as error:
+        # What the environment says of the settings: the command line has been looked at.
+        raise click.UsageError(str(error)) from error
     if code and surroundings.parent_fd is None:
         what = "worker" if options.worker else f"server for {', '.join(options.bind)}"
         click.echo(f"callboard: the {what} ended with code {code}", err=True)

@@ -136,7 +136,7 @@ def test_a_wrong_command_line(app_file: Path, arguments: tuple[str, ...]) -> Non
 WRONG_OPTIONS = {
     ("--workers", "0"): "--workers: 0 is less than 1",
     ("--workers", "2", "--reload"): "--reload: it is for one worker",
-    ("--workers", "2", "--store", "memory://"): "--store: several workers need a store that they share",
+    ("--workers", "2", "--store", "memory://"): "--store: several processes need a store that they share",
     ("--bind", "127.0.0.1:0", "--bind", "unix:"): "--bind: 'unix:' has no path",
     ("--bind", "fd://x"): "--bind: 'fd://x' has no number",
     ("--bind", "::1:80"): "an IPv6 address stands in brackets",

@@ -334,14 +334,14 @@ def test_several_workers_do_not_share_memory(folder: Path) -> None:
     """The parent sees what its command line says; what the environment or the app says, each child sees."""
     ended = attempt(folder, CALLBOARD_WORKERS="2", CALLBOARD_STORE="memory://")
     assert ended.returncode == 1
-    assert "cannot serve: several workers need a store that they share" in ended.stderr
+    assert "cannot serve: several processes need a store that they share" in ended.stderr
     assert "Traceback" not in ended.stderr
     (folder / "shop.py").write_text(APP.replace("board = Callboard(app,", "board = Callboard(app, store=memory,"))
     (folder / "shop.py").write_text(
         "from callboard.stores import open_store\nmemory = open_store('memory://')\n" + (folder / "shop.py").read_text()
     )
     ended = attempt(folder, CALLBOARD_WORKERS="2")
-    assert (ended.returncode, "several workers" in ended.stderr) == (1, True)
+    assert (ended.returncode, "several processes" in ended.stderr) == (1, True)
 
 
 def test_a_store_that_cannot_be_opened(folder: Path) -> None:
