@@ -1,9 +1,12 @@
 """Whose time it is: which of the store's answers are believed, and what counts as a leap."""
 
 import pytest
+import trio
+from tests.runtime.kit import FaultyStore, opened
 from trio.testing import MockClock
 
 from callboard.runtime.clock import RuntimeClock
+from callboard.testing import virtual_now_ms
 
 
 class Asked:
@@ -68,3 +71,19 @@ async def test_a_step_that_is_too_small_to_be_seen_is_followed_in_the_end(mock_c
     assert abs(one.wrong_by_ms()) <= 200
     one.ask(0.002)
     assert abs(one.wrong_by_ms()) <= 1
+
+
+class SlowToBegin(FaultyStore):
+    """Its first answer takes three seconds, as where a driver has to connect, and was right at their end."""
+
+    async def now_ms(self) -> int:
+        if not self.count("now_ms"):
+            await trio.sleep(3)
+        return await super().now_ms()
+
+
+async def test_a_runtime_begins_with_the_right_time_although_the_first_answer_was_slow(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened(SlowToBegin()) as runtime:
+        assert abs(runtime.now_ms() - virtual_now_ms()) <= 1
