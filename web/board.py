@@ -154,11 +154,10 @@ class Callboard:
     def use_jobs(self, jobs: int | None, queues: Sequence[str] = ()) -> None:
         """Run so many jobs at a time and, if any are named, of these queues only, from the next start on; None leaves it as it is set.
 
-        Raises ConfigError for what cannot be.
+        Raises ConfigError for a queue that no handler works on.
         """
         self.handlers.require_queues(queues)
         self._jobs, self._queues = jobs, tuple(queues) or self._queues
-        self._chosen_config()
 
     @property
     def app(self) -> QuartTrio | None:

@@ -399,6 +399,15 @@ def test_a_store_of_its_own_is_no_use_wherever_it_comes_from(tmp_path: Path, wor
     assert "memory is each one's own" in refused.stderr
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("words", ["worker shop.py:app", "serve shop.py:app --bind 127.0.0.1:0"])
+def test_a_wrong_number_in_the_environment_is_told_without_a_traceback(tmp_path: Path, words: str) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    refused = run_callboard(tmp_path, *words.split(), *STORE, CALLBOARD_JOBS="many")
+    assert (refused.returncode, "Traceback" in refused.stderr) == (1, False), refused.stderr
+    assert "CALLBOARD_JOBS is 'many': give a whole number, 0 or more" in refused.stderr
+
+
 def test_one_target_is_one_app() -> None:
     app = QuartTrio("shop")
     board = Callboard(app)
