@@ -3,12 +3,12 @@
 So a host whose wall clock is wrong decides by the same times as the others, and a test's virtual time moves both.
 """
 
+from math import inf
+
 import trio
 
 __all__ = ["RuntimeClock"]
 
-SLOW_SECONDS = 1.0
-"""An answer about the time that took longer than this is not followed."""
 DRIFT = 0.0002
 """How far two clocks go apart, in seconds a second, at most. Source: quartz is good for 100 parts in a million, either way."""
 
@@ -18,26 +18,25 @@ class RuntimeClock:
 
     def __init__(self) -> None:
         self._epoch_ms = 0.0
-        self._error_ms = 0.0
+        self._error_ms = inf
         self._asked = 0.0
 
     def set(self, store_now_ms: int, *, asked: float) -> int:
         """Follow the store's clock, which answered ``store_now_ms`` to a question of ``asked`` (trio's clock, seconds).
 
-        Returns by how many milliseconds it had moved away from ours. The store looked at its clock at some moment between question and
-        answer: an answer that took long says nothing exact, and is not followed where it fits what is known better.
+        Returns by how many milliseconds it has leapt away from ours. The store looked at its clock at some moment between question and
+        answer: an answer that took long says nothing exact, and is not followed where it fits what is known better. What does not fit
+        is a leap, however long the answer took.
         """
         answered = trio.current_time()
-        if answered - asked > SLOW_SECONDS and self._epoch_ms:
-            return 0
         epoch_ms = store_now_ms - (asked + answered) / 2 * 1000
         error_ms = (answered - asked) / 2 * 1000
         known_ms = self._error_ms + (answered - self._asked) * DRIFT * 1000
-        if known_ms < error_ms and abs(epoch_ms - self._epoch_ms) <= known_ms + error_ms:
-            return 0
-        drift_ms = round(epoch_ms - self._epoch_ms)
-        self._epoch_ms, self._error_ms, self._asked = epoch_ms, error_ms, asked
-        return drift_ms
+        apart_ms = epoch_ms - self._epoch_ms
+        fits = abs(apart_ms) <= known_ms + error_ms
+        if not fits or error_ms <= known_ms:
+            self._epoch_ms, self._error_ms, self._asked = epoch_ms, error_ms, asked
+        return 0 if fits else round(apart_ms)
 
     def now_ms(self) -> int:
         """The time of day."""

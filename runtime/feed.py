@@ -350,8 +350,9 @@ class Feed(AsyncIterator[Snapshot | Event | Missed]):
         if known is None:
             if not fits or job.updated_ms < self._changed_from_ms:
                 return
-        elif job.seq <= known.seq or known.may_be_seen is False or not (known.is_told or fits):
-            known.seq = max(known.seq, job.seq)
+        elif job.seq == known.seq or known.may_be_seen is False or not (known.is_told or fits):
+            # It may be less: the store has lost the last of it, as one may that failed over, and goes on from there.
+            known.seq = job.seq
             return
         may_be_seen = await self._is_visible(job, known)
         self._note(job, may_be_seen, tell=may_be_seen, gap=True)

@@ -18,6 +18,16 @@ START_SECONDS = 30
 _URL = re.compile(r"serving on (https?://\S+|unix:\S+)")
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Note for ``.ci/failed.py`` whether every test was run, and nothing failed but tests."""
+    cache = getattr(session.config, "cache", None)
+    if cache is not None and not hasattr(
+        session.config, "workerinput"
+    ):  # which is one of several processes, not the whole
+        is_whole = exitstatus == pytest.ExitCode.TESTS_FAILED and not session.shouldfail and not session.shouldstop
+        cache.set("callboard/is_whole", is_whole)
+
+
 class ServerProcess:
     """A ``callboard serve`` on a port that the system chose."""
 

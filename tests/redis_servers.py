@@ -147,6 +147,7 @@ class Process:
     def start(self, *, wait: bool = True, **config: str) -> None:
         """Start it, which must not run, with more directives for this life; ``wait`` until it has loaded its data and answers."""
         assert not self.running, "it runs already"
+        self.kill()  # who watched one that ended by itself
         file = self.folder / "conf"
         if not file.exists():
             file.write_text("".join(f"{line}\n" for line in lines(self.directives())))

@@ -172,6 +172,17 @@ def test_servers_end_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: not running([pid]), "the server has ended")
 
 
+def test_who_watched_a_server_that_ended_by_itself_does_not_outlive_it(redis_servers: RedisServers) -> None:
+    """It would kill by a number that may be another's by then."""
+    server = redis_servers.server()
+    watcher = server._watcher
+    assert watcher is not None
+    os.kill(server.pid, signal.SIGKILL)
+    wait_until(lambda: not server.running, "it has ended")
+    server.start()
+    assert watcher.returncode is not None and not running([watcher.pid])
+
+
 def test_a_bad_directive_is_told(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(AssertionError, match="maxmemory-policy"), RedisServer(tmp_path, maxmemory_policy="whatever"):

@@ -50,9 +50,10 @@ class Canary:
 
 
 def main() -> None:
-    """Until killed."""
+    """Until killed, or until nobody is left to do so."""
     journal = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    while os.getppid() != 1:
+    parent = os.getppid()
+    while os.getppid() == parent:
         began, served = time.monotonic(), time.thread_time()
         time.sleep(BEAT_SECONDS)
         while time.thread_time() - served < SHARE_SECONDS:

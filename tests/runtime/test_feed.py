@@ -30,7 +30,7 @@ from callboard.runtime import (
 )
 from callboard.runtime import feed as feeds
 from callboard.runtime.core.job import TERMINAL
-from callboard.runtime.core.store import Store
+from callboard.runtime.core.store import Page, Store
 from callboard.runtime.feed import Feed, _Known, _Memory, open_feed
 from callboard.stores.memory import MemoryDatabase
 
@@ -601,3 +601,44 @@ async def test_100_jobs_and_30_wandering_followers(autojump_clock: MockClock, ke
 
 def test_bounds_are_what_the_documents_say() -> None:
     assert (feeds.REMEMBERED, feeds.SCANNED) == (1024, 1024)
+
+
+class RelapsedStore(FaultyStore):
+    """A connection to a store that has lost the newest writes of one job, as a server may that failed over."""
+
+    lost_after: Job | None = None
+
+    async def get(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
+        return [self._before(job) for job in await super().get(job_ids)]
+
+    async def list(self, where: JobFilter, *, cursor: str | None, limit: int) -> Page:
+        page = await super().list(where, cursor=cursor, limit=limit)
+        return Page(tuple(job for job in map(self._before, page.jobs) if job is not None), page.next)
+
+    def _before(self, job: Job | None) -> Job | None:
+        lost = self.lost_after
+        return lost if job is not None and lost is not None and job.id == lost.id else job
+
+
+@pytest.mark.parametrize("statuses", [(), (Status.IN_PROGRESS,)])
+async def test_what_the_store_has_lost_is_told_as_a_gap(
+    autojump_clock: MockClock, statuses: tuple[Status, ...]
+) -> None:
+    """Without it the follower would keep what is no longer so, and hear nothing until the job has come as far as it was."""
+    database = MemoryDatabase()
+    relapsed = RelapsedStore(database)
+    async with opened(FaultyStore(database), work) as owner:
+        async with opened(relapsed, work, config=IDLE, seed=2) as other:
+            async with other.feed(JobFilter(statuses=statuses)) as items:
+                picture = Picture(*statuses)
+                job = await owner.submit("work")
+                await trio.sleep(1)
+                early = await owner.get(job.id)
+                assert early.status is Status.IN_PROGRESS
+                await picture.follow(items)
+                assert picture.gaps == 0
+                relapsed.lost_after = early
+                other._hub.lag_all()
+                await picture.follow(items)
+                assert picture.documents == {job.id: shown(early)}
+                assert picture.gaps == 1

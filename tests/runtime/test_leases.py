@@ -306,6 +306,22 @@ async def test_store_clock_that_leaps_reaps_no_living_job(
     assert set(census.runs.values()) == {1}
 
 
+@pytest.mark.parametrize("slow_seconds", [0.9, 1.1, 3])
+async def test_a_leap_that_a_slow_answer_tells_reaps_no_living_job(
+    autojump_clock: MockClock, slow_seconds: float
+) -> None:
+    """As after a laptop's sleep, when everything is slow for a while."""
+    clock, census, database = LeapingClock(), Census(), MemoryDatabase()
+    store = FaultyStore(database, clock=clock)
+    async with opened(store, working(300, census)) as runtime:
+        job = await runtime.submit("work")
+        await trio.sleep(20.3)
+        clock.ahead_ms += 3_600_000
+        store.slow_seconds["now_ms"] = slow_seconds
+        ended = await runtime.wait(job.id)
+        assert (ended.status, ended.attempt, ended.lost_leases) == ("Completed", 1, 0)
+
+
 async def test_dead_holders_are_found_although_the_clock_leapt(autojump_clock: MockClock) -> None:
     clock, census, database = LeapingClock(), Census(), MemoryDatabase()
     store = FaultyStore(database, clock=clock)

@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -76,7 +77,7 @@ async def hold(job) -> None:
         with trio.CancelScope(shield="STUCK" in os.environ):
             await trio.sleep(0 if "STUCK" not in os.environ else 60)
 
-@board.post("/die", name="Die")
+@board.post("/die", name="Die", max_lost_leases=0)
 async def die(job) -> None:
     os._exit(7)
 
@@ -321,8 +322,10 @@ def test_several_under_one_parent(parents: Parents, api: str) -> None:
     held = [submit(api, "Hold") for _ in range(2)]
     assert {ended(api, job_id)["status"] for job_id in held} == {"Completed"}
     assert sorted(map(int, notes(parents, "hold"))) == pair, "one slot each"
-    submit(api, "Die")
+    deadly = submit(api, "Die")
     family.until_said("ended with code 7: starting it again")
+    # It is not taken again, by one that would die of it while all stop.
+    assert ended(api, deadly)["status"] == "Failed"
     family.until_said("serves again")
     assert family.stop() == 0
 
@@ -475,5 +478,5 @@ def test_the_store_of_a_worker_comes_from_where_the_servers_does(tmp_path: Path)
         family = parents.run(command, environment={"CALLBOARD_STORE": "sqlite:///there.db"})
         family.until_said(RUNS)
         assert family.stop() == 0
-    with sqlite3.connect(tmp_path / "there.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "there.db")) as connection:
         assert connection.execute("SELECT count(*) FROM job").fetchone() == (0,)
