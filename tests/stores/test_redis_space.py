@@ -478,6 +478,21 @@ async def test_a_claim_passes_over_what_cannot_be_read(how: str, redis_server: R
         assert taken(await claim(store)) == []
 
 
+async def test_a_job_whose_key_someone_removed_stops_nobody(redis_server: RedisServer) -> None:
+    now = [1_000_000]
+    async with opened(redis_server, clock=lambda: now[0]) as store:
+        await submit(store, 1, 2, 3, 4)
+        assert taken(await claim(store, 2, lease_ms=10)) == [1, 2]
+        for number in (1, 3):
+            redis_server.client().delete(f"{{callboard}}:job:{job(number).id}")
+        assert taken(await claim(store, lease_ms=20)) == [4]
+        now[0] += 10
+        assert [item.job.id for item in await store.lapse(limit=10)] == [job(2).id]
+        assert (await store.next_due()).lease_ms == now[0] + 10
+        page = await store.list(JobFilter(), cursor=None, limit=10)
+        assert [found.id for found in page.jobs] == [job(4).id, job(2).id]
+
+
 async def test_jobs_of_a_newer_callboard_wait_for_one_and_hold_nobody_up(redis_server: RedisServer) -> None:
     async with opened(redis_server) as store:
         await submit(store, *range(50), priority=5)
