@@ -287,6 +287,19 @@ async def test_own_commits_do_not_hold_up_the_news_of_others(redis_server: Redis
         assert news.complete and [event.job_id for event in news.events] == [job(5000).id]
 
 
+async def test_a_server_that_was_emptied_is_told_as_a_gap(redis_server: RedisServer) -> None:
+    async with opened(redis_server, "a") as here, opened(redis_server, "b") as there:
+        await submit(there, 1, 2, 3)
+        cursor = (await here.wait_news(None)).cursor
+        redis_server.client().flushall()
+        await submit(there, 4)
+        news = await told(here, cursor)
+        assert not news.complete
+        await submit(there, 5)
+        news = await told(here, news.cursor)
+        assert news.complete and [event.job_id for event in news.events] == [job(5).id]
+
+
 async def test_a_server_that_was_another_before_the_first_news_is_told_as_a_gap(redis_server: RedisServer) -> None:
     async with opened(redis_server, "a") as here:
         cursor = (await here.wait_news(None)).cursor
@@ -368,6 +381,21 @@ async def test_batches_larger_than_a_script_are_whole_and_in_order(redis_server:
         outcomes = await store.commit([*births, *births[:30]])
         assert kinds(outcomes) == ["Committed"] * 450 + ["Duplicate"] * 30
         assert taken(await claim(store, 450)) == list(range(450))
+
+
+async def test_a_list_longer_than_a_slice_neither_skips_nor_repeats(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as store:
+        for ended in await submit(store, 0, 1, 2):
+            await apply(store, ended, cancel())
+        await submit(store, *range(3, 700))
+        for limit in (1000, 690, 3):
+            cursor: str | None = None
+            seen: list[str] = []
+            while not seen or cursor is not None:
+                page = await store.list(JobFilter(), cursor=cursor, limit=limit)
+                seen += [found.id for found in page.jobs]
+                cursor = page.next
+            assert seen == [job(number).id for number in reversed(range(700))]
 
 
 async def test_a_batch_of_large_records_is_sent_in_parts(redis_server: RedisServer) -> None:
