@@ -59,9 +59,7 @@ MAX_ITEMS: Final = 200
 """Jobs of one script: with more, whoever stands behind it waits over 2 ms. Source: measured before the project began."""
 
 MAX_BYTES: Final = 8 * 2**20
-"""Of the records and events of one script, unless a single item has more: all of it has to be sent and taken within one timeout, and
-what was too much for it would be too much the next time.
-"""
+"""Of one script, unless a single item has more: what is too much to be sent within a timeout is so the next time, too."""
 
 MAX_OVERTAKEN: Final = 20
 """How often one item of a batch is decided again (promise 3)."""
@@ -356,14 +354,11 @@ class Space:
             script = scripts.COMMIT_BIRTHS if any(map(_is_birth, items)) else scripts.COMMIT
             return self._send(caller, me, items, script, gate)
         except OutOfMemoryError:
+            # There is no room for new jobs; what runs may end all the same, and hears that it did, however many submit beside it.
+            others = [item for item in items if not _is_birth(item)]
+            given = iter(self._send(caller, me, others, scripts.COMMIT) if others else ())
             if gate is not None:
-                if others := [item for item in items if not _is_birth(item)]:
-                    self._send(caller, me, others, scripts.COMMIT)
                 raise
-        # There is no room for new jobs; what runs may end all the same, and has to hear that it did: it would be told "unavailable" as
-        # long as anyone submits.
-        others = [item for item in items if not _is_birth(item)]
-        given = iter(self._send(caller, me, others, scripts.COMMIT) if others else ())
         answers: list[list[bytes]] = []
         for item in items:
             answer = [b"O"] if _is_birth(item) else next(given)
