@@ -18,6 +18,9 @@ __all__ = ["Dispatcher"]
 
 logger = logging.getLogger("callboard.dispatcher")
 
+MAX_CLAIMED = 200
+"""Jobs of one claim: a driver that needs several steps for more could be cut off between two, and what the first took would be lost."""
+
 Lane = Literal["process", "other"]
 
 
@@ -115,6 +118,7 @@ class Dispatcher:
 
     async def _claim(self, lanes: set[Lane], free: int) -> None:
         config = self._directory.config
+        free = min(free, MAX_CLAIMED)
         names = [name for lane in sorted(lanes) for name in self._lanes[lane]]
         self._wanted -= lanes
         sent = trio.current_time()

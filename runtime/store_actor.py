@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import trio
 from msgspec import Struct
+from msgspec.structs import replace
 from opentelemetry.trace import SpanContext
 
 from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
@@ -168,7 +169,10 @@ class StoreActor:
             nursery.start_soon(self._run_reads)
 
     async def follow_news(self, deliver: Callable[[News], None], retry_seconds: float) -> None:
-        """Hand over what other connections commit, until cancelled."""
+        """Hand over what other connections commit, until cancelled.
+
+        The first that is handed over is never complete: what was committed before, nobody who follows a job already has been told.
+        """
         cursor: str | None = None
         while True:
             try:
@@ -176,6 +180,8 @@ class StoreActor:
             except StoreUnavailable:
                 await trio.sleep(retry_seconds)
                 continue
+            if cursor is None:
+                news = replace(news, complete=False)
             cursor = news.cursor
             deliver(news)
 
@@ -309,7 +315,7 @@ class StoreActor:
             await self._commit_apart(items, error)
             return
         assert len(outcomes) == len(writes), (len(outcomes), len(writes))
-        self._note(None)
+        self._note(next((one for one in outcomes if isinstance(one, StoreUnavailable)), None))
         answers = iter(outcomes)
         for item in items:
             item.reply.set(list(islice(answers, len(item.writes))))

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import trio
 from msgspec import Struct
 
-from callboard.runtime.core.errors import ConfigError, StoreRefused, StoreUnavailable
+from callboard.runtime.core.errors import CallboardError, ConfigError, StoreUnavailable
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import Job, Status
@@ -87,7 +87,7 @@ class RedisStore:
             await opened.link.aclose()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def commit(self, batch: Sequence[Write | Delete]) -> Sequence[Outcome | StoreRefused]:
+    async def commit(self, batch: Sequence[Write | Delete]) -> Sequence[Outcome | CallboardError]:
         return await self._write(lambda caller, me: self._space.commit(caller, me, batch))
 
     async def claim(
@@ -148,7 +148,10 @@ class RedisStore:
 
     async def wait_news(self, cursor: str | None) -> News:
         if cursor is None:
-            state = await self._state()
+            # By the lane that follows: of a server that is lost from here on it knows that it was another one.
+            state, self._heard = await self._connected().link.news(
+                lambda caller, ear: (self._space.state(caller), ear.generation)
+            )
             return News(cursor=news_cursor(state.position, state.queue_changes))
         while True:
             opened = self._connected()
@@ -203,7 +206,10 @@ def _listener(
         found = None
         if is_told or followed != (ear.generation, cursor):
             found = space.news(caller, me, position)
-        if found is None or not (found.events or not found.complete or found.queue_changes != queues):
+        # Where there is more, own commits took all the room: to wait then would be to fall behind them.
+        if found is None or not (
+            found.events or not found.complete or not found.is_all or found.queue_changes != queues
+        ):
             _wait_for_others(ear, me)
             found = space.news(caller, me, position)
         changes = found.queue_changes

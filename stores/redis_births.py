@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from redis.exceptions import RedisError
 
-from callboard.runtime.core.errors import StoreRefused, StoreUnavailable
+from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.runtime.core.job import Job
 from callboard.runtime.core.store import Committed, Conflict, Delete, Duplicate, Outcome, Write
 from callboard.stores.comparing import check_batch
@@ -48,7 +48,7 @@ DOUBT_MS: Final = 30_000
 
 _SOME: Final = 100
 
-Result = Outcome | StoreRefused
+Result = Outcome | CallboardError
 
 
 class _Ticket(Struct, frozen=True):
@@ -195,7 +195,7 @@ class Births:
             if isinstance(result, Committed):
                 job = result.job
                 self._tidings += [gone(name, space, job.serial) for name in names_of(job.id, job.key)]
-        elif ticket is not None and not isinstance(result, StoreRefused):
+        elif ticket is not None and not isinstance(result, CallboardError):
             holder = result.job if isinstance(result, Committed | Duplicate) else None
             held = () if holder is None else names_of(holder.id, holder.key)
             for name in names_of(item.job.id, item.job.key):

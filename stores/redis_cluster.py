@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import trio
 from msgspec import Struct
 
-from callboard.runtime.core.errors import ConfigError, StoreRefused, StoreUnavailable
+from callboard.runtime.core.errors import CallboardError, ConfigError, StoreUnavailable
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import Job, Status
@@ -123,7 +123,7 @@ class RedisClusterStore:
             await opened.link.aclose()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def commit(self, batch: Sequence[Write | Delete]) -> Sequence[Outcome | StoreRefused]:
+    async def commit(self, batch: Sequence[Write | Delete]) -> Sequence[Outcome | CallboardError]:
         return await self._write(lambda caller, me: self._spread.commit(caller, me, batch))
 
     async def claim(
@@ -222,6 +222,7 @@ class _Heard(Struct, frozen=True):
     events: tuple[Event, ...]
     complete: bool
     queues_changed: bool
+    is_all: bool
     generation: int
 
 
@@ -230,19 +231,21 @@ def _listener(spread: Spread, me: Identity, point: _Point) -> Callable[[Caller, 
 
     def look(caller: Caller, ear: Ear, numbers: Sequence[int]) -> _Heard:
         events: list[Event] = []
-        complete, queues_changed = True, False
+        complete, queues_changed, is_all = True, False, True
         for number, found in spread.news(_many(caller), me, point.positions, numbers).items():
             events += found.events
             complete = complete and found.complete
+            is_all = is_all and found.is_all
             queues_changed = queues_changed or found.queue_changes != point.changes[number]
             point.positions[number], point.changes[number] = found.position, found.queue_changes
-        return _Heard(tuple(events), complete, queues_changed, ear.generation)
+        return _Heard(tuple(events), complete, queues_changed, is_all, ear.generation)
 
     def listen(caller: Caller, ear: Ear) -> _Heard:
         everywhere = range(len(spread.spaces))
         ear.listen(0)  # subscribed before the look: what comes after it is heard
         found = look(caller, ear, everywhere)
-        if not found.events and found.complete and not found.queues_changed:
+        # Where there is more, own commits took all the room: to wait then would be to fall behind them.
+        if not found.events and found.complete and not found.queues_changed and found.is_all:
             found = look(caller, ear, _wait_for_others(ear, me) or everywhere)
         return found
 

@@ -12,9 +12,9 @@ from redis import exceptions
 
 from callboard.runtime.core.errors import StoreUnavailable
 
-__all__ = ["causes_of", "code_of", "unavailable", "without_connection"]
+__all__ = ["REASONS", "causes_of", "code_of", "unavailable", "without_connection"]
 
-_REASONS: Final[dict[str, str]] = {
+REASONS: Final[dict[str, str]] = {
     "OOM": "the Redis server has reached its maxmemory; give it more, or remove something",
     "LOADING": "the Redis server is loading its data from disk",
     "READONLY": "the Redis server is a replica, or has become one, and takes no writes",
@@ -29,10 +29,12 @@ _REASONS: Final[dict[str, str]] = {
     "NOAUTH": "the Redis server wants a password",
     "WRONGPASS": "the Redis server takes the user and password no more",
     "NOPERM": "the Redis server does not let the user run what the store needs",
+    "KILLED": "the Redis server was told to stop a script",
 }
-"""The code at the beginning of an error reply -> what StoreUnavailable says. Source: the server's source, ``createSharedObjects``."""
+"""The code at the beginning of an error reply -> what StoreUnavailable says. Source: the server's source, ``createSharedObjects``; KILLED,
+which has no code there, is the reply to a script that SCRIPT KILL has stopped: it had written nothing."""
 
-_BURIED: Final = re.compile(rf"-({'|'.join(_REASONS)}) ")
+_BURIED: Final = re.compile(rf"-({'|'.join(REASONS)}) ")
 """Servers before 7.0 report the error of a command in a script as ERR, with the command's own reply in the text."""
 
 _CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
@@ -62,7 +64,7 @@ _OBSTACLES: Final[tuple[tuple[type[OSError], str], ...]] = (
 def code_of(error: BaseException) -> str | None:
     """The code of an error reply, as ``"OOM"``; None for what is no reply, or has none that is known."""
     status = getattr(error, "status_code", None)
-    if status in _REASONS:
+    if status in REASONS:
         return str(status)
     for kind, code in _CODES:
         if isinstance(error, kind):
@@ -71,7 +73,7 @@ def code_of(error: BaseException) -> str | None:
         return None
     text = str(error)
     first = text.split(" ", 1)[0]
-    if first in _REASONS:
+    if first in REASONS:
         return first
     buried = _BURIED.search(text)
     if buried:
@@ -79,6 +81,8 @@ def code_of(error: BaseException) -> str | None:
     if "can't run this command" in text or "can't access at least one" in text:
         # Before 7.0 this is all that a script says when the user may not run one of its commands.
         return "NOPERM"
+    if "killed by user" in text.lower():
+        return "KILLED"
     return None
 
 
@@ -103,7 +107,7 @@ def unavailable(error: BaseException) -> StoreUnavailable | None:
     """What the world did, as StoreUnavailable; None for anything else, which is a bug of ours."""
     code = code_of(error)
     if code is not None:
-        return StoreUnavailable(_REASONS[code])
+        return StoreUnavailable(REASONS[code])
     if isinstance(error, exceptions.ResponseError | exceptions.DataError):
         return None
     if isinstance(error, exceptions.TimeoutError):

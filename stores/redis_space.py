@@ -21,7 +21,7 @@ from callboard.runtime.core.codec import (
     encode_request,
 )
 from callboard.runtime.core.commands import Lapse
-from callboard.runtime.core.errors import StoreRefused
+from callboard.runtime.core.errors import CallboardError, StoreRefused, StoreUnavailable
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import SCHEMA, TERMINAL, Job, Request, Status
@@ -43,6 +43,7 @@ from callboard.runtime.core.store import (
 from callboard.runtime.core.transition import decide
 from callboard.stores import redis_scripts as scripts
 from callboard.stores.comparing import check_batch, fitting
+from callboard.stores.redis_errors import REASONS
 from callboard.stores.redis_link import Caller
 from callboard.stores.redis_records import Stored, claimed, read_events, read_job
 from callboard.stores.redis_scripts import Script
@@ -56,6 +57,9 @@ LAYOUT: Final = 1
 
 MAX_ITEMS: Final = 200
 """Jobs of one script: with more, whoever stands behind it waits over 2 ms. Source: measured before the project began."""
+
+MAX_BYTES: Final = 8 * 2**20
+"""Of one script, unless a single item has more: what is too much to be sent within a timeout is so the next time, too."""
 
 MAX_OVERTAKEN: Final = 20
 """How often one item of a batch is decided again (promise 3)."""
@@ -152,24 +156,30 @@ class Space:
                 f" ?spaces={spaces}, or another ?prefix="
             )
 
-    def commit(self, caller: Caller, me: Identity, batch: Sequence[Write | Delete]) -> list[Outcome | StoreRefused]:
-        """``Store.commit``; StoreRefused in the place of an outcome where the stored record cannot be read."""
-        outcomes = self.commit_through(None, caller, me, batch)
-        return [outcome for outcome in outcomes if not isinstance(outcome, Barred)]
+    def commit(self, caller: Caller, me: Identity, batch: Sequence[Write | Delete]) -> list[Outcome | CallboardError]:
+        """``Store.commit``; in the place of an outcome StoreRefused where the stored record cannot be read, StoreUnavailable for a new job
+        that a full server has no room for. Raises StoreUnavailable when that is all that there is to say.
+        """
+        found = self.commit_through(None, caller, me, batch)
+        outcomes = [outcome for outcome in found if not isinstance(outcome, Barred)]
+        full = [outcome for outcome in outcomes if isinstance(outcome, StoreUnavailable)]
+        if full and len(full) == len(outcomes):
+            raise full[0]
+        return outcomes
 
     def commit_through(
         self, gate: int | None, caller: Caller, me: Identity, batch: Sequence[Write | Delete]
-    ) -> list[Outcome | StoreRefused | Barred]:
-        """The same for new jobs that have their serial and come through a gate (None: as in ``commit``).
+    ) -> list[Outcome | CallboardError | Barred]:
+        """The same for new jobs that have their serial and come through a gate (None: as in ``commit``); a full server raises.
 
         If it is shut, the last outcome is Barred, and that item and those behind it did nothing.
         """
         check_batch(batch)
-        outcomes: list[Outcome | StoreRefused | Barred] = []
+        outcomes: list[Outcome | CallboardError | Barred] = []
         rest, overtaken = list(batch), 0
         while rest:
-            part = rest[:MAX_ITEMS]
-            items = [_encode(item, may_decide=overtaken < MAX_OVERTAKEN) for item in part]
+            items = _first_part(rest, may_decide=overtaken < MAX_OVERTAKEN)
+            part = rest[: len(items)]
             answers = self._commit(caller, me, items, gate)
             again: Write | None = None
             for item, answer in zip(part, answers, strict=False):
@@ -344,10 +354,18 @@ class Space:
             script = scripts.COMMIT_BIRTHS if any(map(_is_birth, items)) else scripts.COMMIT
             return self._send(caller, me, items, script, gate)
         except OutOfMemoryError:
-            # There is no room for new jobs; what runs may end all the same.
-            if others := [item for item in items if not _is_birth(item)]:
-                self._send(caller, me, others, scripts.COMMIT)
-            raise
+            # There is no room for new jobs; what runs may end all the same, and hears that it did, however many submit beside it.
+            others = [item for item in items if not _is_birth(item)]
+            given = iter(self._send(caller, me, others, scripts.COMMIT) if others else ())
+            if gate is not None:
+                raise
+        answers: list[list[bytes]] = []
+        for item in items:
+            answer = [b"O"] if _is_birth(item) else next(given)
+            answers.append(answer)
+            if answer[0] == b"A":
+                break
+        return answers
 
     def _send(
         self, caller: Caller, me: Identity, items: "Sequence[_Item]", script: Script, gate: int | None = None
@@ -413,8 +431,23 @@ def _encode(item: Write | Delete, *, may_decide: bool = True, is_lapse: bool = F
     )
 
 
-def _outcome(item: Write | Delete, answer: Sequence[bytes]) -> Outcome | StoreRefused:
+def _first_part(batch: Sequence[Write | Delete], *, may_decide: bool) -> list[_Item]:
+    """As many items as fit into one script, at least the first."""
+    part: list[_Item] = []
+    size = 0
+    for item in batch[:MAX_ITEMS]:
+        encoded = _encode(item, may_decide=may_decide)
+        size += sum(len(value) for value in encoded if isinstance(value, bytes))
+        if part and size > MAX_BYTES:
+            break
+        part.append(encoded)
+    return part
+
+
+def _outcome(item: Write | Delete, answer: Sequence[bytes]) -> Outcome | CallboardError:
     kind, *fields = answer
+    if kind == b"O":
+        return StoreUnavailable(REASONS["OOM"])
     if kind == b"C":
         assert isinstance(item, Write)
         return Committed(replace(item.job, serial=int(fields[0])), item.events)
@@ -432,7 +465,7 @@ def _outcome(item: Write | Delete, answer: Sequence[bytes]) -> Outcome | StoreRe
     return Duplicate(job) if kind == b"D" else Conflict(job)
 
 
-def _decide_again(item: Write, stored: Stored) -> tuple[Outcome | StoreRefused | None, Write | None]:
+def _decide_again(item: Write, stored: Stored) -> tuple[Outcome | CallboardError | None, Write | None]:
     """What ``item`` is refused with, or what is to be written in its stead."""
     try:
         job = read_job(stored)

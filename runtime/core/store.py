@@ -39,7 +39,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from callboard.runtime.core.errors import StoreRefused
+from callboard.runtime.core.errors import CallboardError
 from callboard.runtime.core.events import Event
 from callboard.runtime.core.history import AttemptRecord
 from callboard.runtime.core.job import Job, Request, Status
@@ -192,11 +192,12 @@ class Store(Protocol):
         """Let go of everything; calling it twice is harmless."""
         ...
 
-    async def commit(self, batch: Sequence[Write | Delete]) -> Sequence[Outcome | StoreRefused]:
+    async def commit(self, batch: Sequence[Write | Delete]) -> Sequence[Outcome | CallboardError]:
         """Apply the items in order in one durable step; one outcome each, in the same order.
 
         StoreRefused says that the stored record which an item met cannot be read, and that the item did nothing: given in the place
         of its outcome by a driver that finds it out when the others are written, raised by one that has written none of them.
+        StoreUnavailable in the place of an outcome: it did nothing, for want of room that the others did not need.
         """
         ...
 

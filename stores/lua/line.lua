@@ -52,7 +52,12 @@ local function choose(first, limit, schema, take)
     local best = best_of(heads)
     if not best then return end
     local head, following = heads[best], nil
-    if tonumber(call('HGET', job_key(id_of(head.place)), 'schema')) > schema then
+    local written = call('HGET', job_key(id_of(head.place)), 'schema')
+    if not written then
+      -- Its key was removed by someone else.
+      take_ready(head.key, head.place)
+      following = first_of(head.key, head.skip, head.passed)
+    elseif tonumber(written) > schema then
       -- Of a newer callboard: left to those who can read it.
       following = head.passed < MOST_PASSED_OVER and first_of(head.key, head.skip + 1, head.passed + 1)
     else

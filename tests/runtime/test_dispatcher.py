@@ -56,6 +56,18 @@ async def test_never_more_than_the_slots_and_always_as_many(autojump_clock: Mock
         assert all(limit <= slots for limit, _ in store.claims)
 
 
+async def test_a_claim_asks_for_a_bounded_number_and_the_next_follows_at_once(autojump_clock: MockClock) -> None:
+    census, store = Census(), Recording()
+    async with opened(store, counted(census), config=Config(max_concurrent_jobs=450), claims=False) as runtime:
+        jobs = [await runtime.submit("work") for _ in range(450)]
+        runtime.begin_claiming()
+        began = trio.current_time()
+        for job in jobs:
+            assert (await runtime.wait(job.id)).status == "Completed"
+        assert trio.current_time() - began == pytest.approx(1, abs=0.01)
+        assert [claim for claim in store.claims if claim[1]] == [(200, 200), (200, 200), (50, 50)]
+
+
 async def test_nothing_is_claimed_before_it_can_run(autojump_clock: MockClock) -> None:
     census = Census()
     async with opened(None, counted(census, 10), config=Config(max_concurrent_jobs=2)) as runtime:

@@ -65,6 +65,17 @@ async def test_wait_in_another_process_that_missed_the_news(autojump_clock: Mock
             assert trio.current_time() <= 16.1
 
 
+async def test_wait_in_a_process_that_had_no_place_in_the_news_yet(autojump_clock: MockClock) -> None:
+    database = MemoryDatabase()
+    deaf = FaultyStore(database)
+    deaf.fail("wait_news", seconds=15)
+    async with opened(FaultyStore(database), work) as owner:
+        async with opened(deaf, work, config=Config(max_concurrent_jobs=0), seed=2) as other:
+            job = await owner.submit("work")
+            with trio.fail_after(20):
+                assert (await other.wait(job.id)).status == "Completed"
+
+
 async def test_wait_while_the_store_is_gone(autojump_clock: MockClock) -> None:
     store = FaultyStore()
     async with opened(store, work) as runtime:

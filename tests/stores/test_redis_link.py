@@ -359,6 +359,28 @@ def _loads(server: RedisServer) -> bool:
         return False
 
 
+async def test_a_script_that_someone_kills_is_unavailable_and_nothing_breaks(redis_servers: RedisServers) -> None:
+    server = redis_servers.server()
+    server.run("CONFIG", "SET", "busy-reply-threshold", "50")
+    async with linked(server.url) as link:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill_the_script, server)
+            with pytest.raises(StoreUnavailable, match="stop a script"):
+                await link.write(busy(4000))
+            nursery.cancel_scope.cancel()
+        assert await link.write(echo("after")) == b"after"
+
+
+async def kill_the_script(server: RedisServer) -> None:
+    while True:
+        try:
+            await trio.to_thread.run_sync(lambda: server.run("SCRIPT", "KILL"))
+        except ResponseError:
+            await trio.sleep(0.05)
+        else:
+            await trio.sleep_forever()
+
+
 async def test_a_full_server_a_replica_and_a_busy_one_are_unavailable_and_nothing_breaks(
     redis_servers: RedisServers,
 ) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Final
 import pytest
 import redis
 import trio
+from msgspec import Raw
 from msgspec.structs import replace
 from tests.redis_servers import RedisServer, RedisServers
 
-from callboard.runtime.core.commands import Report
+from callboard.runtime.core.commands import Report, Succeed
 from callboard.runtime.core.errors import ConfigError, StoreRefused, StoreUnavailable
 from callboard.runtime.core.events import LogEntry
 from callboard.runtime.core.job import Job, Status
@@ -275,6 +276,37 @@ async def test_a_partial_answer_is_read_on_at_once(redis_server: RedisServer, mo
         assert seen == [job(number).id for number in range(2000)]
 
 
+async def test_own_commits_do_not_hold_up_the_news_of_others(redis_server: RedisServer) -> None:
+    """However many own notes lie before them: a cancel may be among them."""
+    async with opened(redis_server, "a") as here, opened(redis_server, "b") as there:
+        cursor = (await here.wait_news(None)).cursor
+        for number in range(2000):
+            await submit(here, number)
+        await submit(there, 5000)
+        news = await told(here, cursor, seconds=6)  # ten looks; a wait of a second at each would be over nine
+        assert news.complete and [event.job_id for event in news.events] == [job(5000).id]
+
+
+async def test_a_server_that_was_emptied_is_told_as_a_gap(redis_server: RedisServer) -> None:
+    async with opened(redis_server, "a") as here, opened(redis_server, "b") as there:
+        await submit(there, 1, 2, 3)
+        cursor = (await here.wait_news(None)).cursor
+        redis_server.client().flushall()
+        await submit(there, 4)
+        news = await told(here, cursor)
+        assert not news.complete
+        await submit(there, 5)
+        news = await told(here, news.cursor)
+        assert news.complete and [event.job_id for event in news.events] == [job(5).id]
+
+
+async def test_a_server_that_was_another_before_the_first_news_is_told_as_a_gap(redis_server: RedisServer) -> None:
+    async with opened(redis_server, "a") as here:
+        cursor = (await here.wait_news(None)).cursor
+        here._connected().link._news._line._hang_up()  # type: ignore[union-attr]
+        assert not (await told(here, cursor)).complete
+
+
 async def test_a_server_that_came_back_is_told_as_a_gap(redis_servers: RedisServers) -> None:
     """It may have lost the last that it was told, so whoever follows a job has to read it again."""
     server = redis_servers.server(fsync="always")
@@ -351,6 +383,44 @@ async def test_batches_larger_than_a_script_are_whole_and_in_order(redis_server:
         assert taken(await claim(store, 450)) == list(range(450))
 
 
+async def test_a_list_longer_than_a_slice_neither_skips_nor_repeats(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as store:
+        for ended in await submit(store, 0, 1, 2):
+            await apply(store, ended, cancel())
+        await submit(store, *range(3, 700))
+        for limit in (1000, 690, 3):
+            cursor: str | None = None
+            seen: list[str] = []
+            while not seen or cursor is not None:
+                page = await store.list(JobFilter(), cursor=cursor, limit=limit)
+                seen += [found.id for found in page.jobs]
+                cursor = page.next
+            assert seen == [job(number).id for number in reversed(range(700))]
+
+
+async def test_a_batch_of_large_records_is_sent_in_parts(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as store:
+        sizes = []
+        run = store._space._run
+
+        def measured(caller: Any, script: Any, *arguments: Any) -> Any:
+            sizes.append(sum(len(value) for value in arguments if isinstance(value, bytes)))
+            return run(caller, script, *arguments)
+
+        store._space._run = measured  # type: ignore[method-assign]
+        await submit(store, *range(40))
+        claimed = await claim(store, 40)
+        result = Succeed(now_ms=0, result=Raw(b'"' + b"x" * 2**20 + b'"'))
+        outcomes = await store.commit([after(item.job, result) for item in claimed])
+        assert kinds(outcomes) == ["Committed"] * 40
+        assert sum(sizes) > 80 * 2**20 and max(sizes) <= redis_space.MAX_BYTES
+        # One that is larger than a part goes alone.
+        await submit(store, 40)
+        (large,) = await claim(store)
+        result = Succeed(now_ms=0, result=Raw(b'"' + b"x" * 9 * 2**20 + b'"'))
+        assert kinds(await store.commit([birth(41), after(large.job, result), birth(42)])) == ["Committed"] * 3
+
+
 async def test_a_writer_that_is_overtaken_for_ever_is_refused_in_the_end(redis_server: RedisServer) -> None:
     async with opened(redis_server, "a") as store, opened(redis_server, "b") as other:
         await submit(store, 1, 2)
@@ -392,11 +462,14 @@ async def test_a_full_server_refuses_new_jobs_and_lets_those_that_run_go_on_and_
             True
         ]
         await apply(store, first.job, progress(10), succeed())
-        # With new jobs in its batch, too: it is told that the store cannot be reached, and finds out that it had got through.
-        with pytest.raises(StoreUnavailable, match="maxmemory"):
-            await store.commit([birth(5), after(second.job, succeed())])
+        # With new jobs in its batch, too; one that was overtaken meanwhile has its turn, and so have those behind it.
+        ended = await apply(store, second.job, progress(10))
+        overtaken = replace(after(second.job, succeed()), again=lambda stored: after(stored, succeed()))
+        outcomes = await store.commit([birth(5), overtaken, birth(6), after(ended, succeed()), birth(7)])
+        assert kinds(outcomes) == ["StoreUnavailable", "Committed", "StoreUnavailable", "Conflict", "StoreUnavailable"]
         stored = await one(store, second.job.id)
         assert stored is not None and stored.status is Status.COMPLETED
+        assert await store.get([job(5).id, job(6).id, job(7).id]) == [None, None, None]
         assert taken(await claim(store)) == [3]
         assert await store.set_paused("default", True)
         assert await store.prune(ended_before_ms=2**50, limit=10) == 2
@@ -431,6 +504,21 @@ async def test_a_claim_passes_over_what_cannot_be_read(how: str, redis_server: R
         damage(redis_server, 1, DAMAGE[how])
         assert taken(await claim(store)) == [2]
         assert taken(await claim(store)) == []
+
+
+async def test_a_job_whose_key_someone_removed_stops_nobody(redis_server: RedisServer) -> None:
+    now = [1_000_000]
+    async with opened(redis_server, clock=lambda: now[0]) as store:
+        await submit(store, 1, 2, 3, 4)
+        assert taken(await claim(store, 2, lease_ms=10)) == [1, 2]
+        for number in (1, 3):
+            redis_server.client().delete(f"{{callboard}}:job:{job(number).id}")
+        assert taken(await claim(store, lease_ms=20)) == [4]
+        now[0] += 10
+        assert [item.job.id for item in await store.lapse(limit=10)] == [job(2).id]
+        assert (await store.next_due()).lease_ms == now[0] + 10
+        page = await store.list(JobFilter(), cursor=None, limit=10)
+        assert [found.id for found in page.jobs] == [job(4).id, job(2).id]
 
 
 async def test_jobs_of_a_newer_callboard_wait_for_one_and_hold_nobody_up(redis_server: RedisServer) -> None:
