@@ -152,7 +152,7 @@ class Runtime(Client):
                 async with trio.open_nursery() as services:
                     services.start_soon(self._store.run)
                     await services.start(self._directory.run)
-                    services.start_soon(self._store.follow_news, self._news, self.config.poll_seconds)
+                    await services.start(self._store.follow_news, self._news, self.config.poll_seconds)
                     services.start_soon(self._leases.run)
                     services.start_soon(self._timers.run)
                     services.start_soon(self._timers.prune)

@@ -168,20 +168,34 @@ class StoreActor:
             nursery.start_soon(self._run_writes)
             nursery.start_soon(self._run_reads)
 
-    async def follow_news(self, deliver: Callable[[News], None], retry_seconds: float) -> None:
-        """Hand over what other connections commit, until cancelled.
+    async def follow_news(
+        self,
+        deliver: Callable[[News], None],
+        retry_seconds: float,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Hand over what other connections commit, until cancelled. Started once the place is known from which it follows.
 
-        The first that is handed over is never complete: what was committed before, nobody who follows a job already has been told.
+        If the store does not say it at once, it has started all the same, and the first that is handed over is not complete: what was
+        committed meanwhile, nobody who follows a job already has been told.
         """
         cursor: str | None = None
+        is_late = False
         while True:
             try:
                 news = await self._store.wait_news(cursor)
             except StoreUnavailable:
+                if cursor is None and not is_late:
+                    is_late = True
+                    task_status.started()
                 await trio.sleep(retry_seconds)
                 continue
             if cursor is None:
-                news = replace(news, complete=False)
+                if is_late:
+                    news = replace(news, complete=False)
+                else:
+                    task_status.started()
             cursor = news.cursor
             deliver(news)
 

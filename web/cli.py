@@ -126,7 +126,8 @@ def serve(
     command line that cannot be meant, 128 and the signal's number after a second signal.
     """
     settings["root_path"] = settings["root_path"].rstrip("/")
-    options = _options(bind=bind or inherited_binds(os.environ) or _DEFAULTS.bind, **settings)
+    inherited = inherited_binds(os.environ)  # taken out of there, whether or not they are used
+    options = _options(bind=bind or inherited or _DEFAULTS.bind, **settings)
     _start(context, target, options, store=store, jobs=jobs, queues=(), workers=workers, reload=reload)
 
 

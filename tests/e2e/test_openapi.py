@@ -156,7 +156,7 @@ async def test_rights_are_in_the_document(site: Site, store: str, caller: str, e
 
 
 async def test_a_full_queue_is_in_the_document(site: Site) -> None:
-    server = await start(site, "memory", OPENAPI_QUEUE="1", OPENAPI_SLOTS="0")
+    server = await start(site, "sqlite", OPENAPI_QUEUE="1", OPENAPI_SLOTS="0")
     options = ("--generation-deterministic", "--mode", "positive")
     given = await examine(site, server, "examples,fuzzing", *options, examples=3)
     assert 429 in statuses(given)

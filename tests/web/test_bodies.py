@@ -244,7 +244,8 @@ async def test_odd_request_lines_break_nothing(site: Site, start: bytes, caplog:
     answer = await raw(site, start, "Host: x", "Connection: close")
     assert not answer or answer[9:12] < b"500", answer[:200]
     assert (await site.http.get("/jobs/health/ready")).status_code == 200
-    assert [record for record in caplog.records if record.name.startswith("callboard")] == []
+    told = [record for record in caplog.records if record.name.startswith("callboard")]
+    assert [record for record in told if "keeps its data in memory only" not in record.getMessage()] == []
 
 
 async def test_a_long_id_is_none(open_site: OpenSite) -> None:

@@ -406,6 +406,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(site: Site) -> None:
     assert (await site.ended(job_id))["status"] == "Completed"
 
 
+@pytest.mark.parametrize("store_url", ["memory", "sqlite"], indirect=True)  # on which a job is faster than its reader
 async def test_one_that_never_reads_slows_nobody_and_a_busy_job_not_the_others(open_site: OpenSite) -> None:
     site = await open_site(config=replace(CONFIG, progress_interval_seconds=0, max_subscriber_events=8))
     job = await site.submit("/api/flood", 400)
