@@ -6,7 +6,7 @@ script, so it takes effect whole or not at all.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import trio
 from msgspec import Struct
@@ -30,14 +30,11 @@ from callboard.runtime.core.store import (
     Write,
 )
 from callboard.stores.cursors import news_cursor, page_cursor, read_news_cursor, read_page_cursor
-from callboard.stores.redis_link import Caller, Ear, Link
+from callboard.stores.redis_link import NET_SECONDS, Caller, Ear, Link
 from callboard.stores.redis_space import Identity, Slice, Space, SpaceNews, SpaceState
 from callboard.stores.redis_url import RedisSettings
 
 __all__ = ["RedisStore"]
-
-NET_SECONDS: Final = 1.0
-"""Messages get lost, so the news are looked at so often without one."""
 
 T = TypeVar("T")
 

@@ -33,16 +33,13 @@ from callboard.runtime.core.store import (
 )
 from callboard.stores.cursors import page_cursor, read_page_cursor
 from callboard.stores.redis_cluster_line import ClusterDial, ClusterLine
-from callboard.stores.redis_link import Caller, Ear, Link
+from callboard.stores.redis_link import NET_SECONDS, Caller, Ear, Link
 from callboard.stores.redis_space import Identity, SpaceState
 from callboard.stores.redis_spread import Spread
 from callboard.stores.redis_together import ManyCaller
 from callboard.stores.redis_url import RedisSettings
 
 __all__ = ["RedisClusterStore"]
-
-NET_SECONDS: Final = 1.0
-"""Messages get lost, so the news are looked at so often without one."""
 
 CLOSING_SECONDS: Final = 2.0
 """What is left to be told to the registry when the store is closed may take so long."""

@@ -24,13 +24,16 @@ from callboard.stores.redis_errors import code_of, unavailable
 from callboard.stores.redis_scripts import Script
 from callboard.stores.redis_url import RedisSettings
 
-__all__ = ["Caller", "Ear", "Explain", "Line", "Link"]
+__all__ = ["NET_SECONDS", "Caller", "Ear", "Explain", "Line", "Link"]
 
 PAUSE_SECONDS: Final = 0.1
 """From one failure to the next try when the one before failed too: a server that is down is not hammered, whoever asks how often."""
 
 _LEAVE_AFTER: Final = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "NOPERM"})
 """Error replies of a server that is no master any more, or will not have us: the next call begins with a new greeting."""
+
+NET_SECONDS: Final = 1.0
+"""Messages get lost, so whoever listens looks at the news so often without one."""
 
 T = TypeVar("T")
 

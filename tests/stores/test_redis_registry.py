@@ -5,7 +5,7 @@ process that *stands still* is one whose next call is made by hand, later.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -403,16 +403,22 @@ def test_two_that_want_one_id_in_two_queues_do_not_lock_each_other_out(world: Wo
     agree(world, here)
 
 
+def lose_once(process: Process, when: Literal["before", "after"]) -> None:
+    """The connection breaks at the next call of the registry, before it is made or after."""
+
+    def lose(name: str) -> None:
+        if name == "register":
+            setattr(process.hands, when, lambda name: None)
+            raise RedisConnectionError("lost")
+
+    setattr(process.hands, when, lose)
+
+
 def test_a_lost_answer_of_the_registry_is_repeated_where_that_is_harmless(world: World) -> None:
     process = world.process()
     first = job_of(process.commit(birth(1, queue=HERE, key="k"))[0])
 
-    def lose(name: str) -> None:
-        if name == "register":
-            process.hands.after = lambda name: None
-            raise RedisConnectionError("lost")
-
-    process.hands.after = lose
+    lose_once(process, "after")
     assert kinds(process.commit(Delete(expected=first))) == ["Committed"]
     process.keep_house()
     agree(world, process)
@@ -422,12 +428,7 @@ def test_a_removal_that_never_reached_the_registry_is_told_again(world: World) -
     process = world.process()
     first = job_of(process.commit(birth(1, queue=HERE, key="k"))[0])
 
-    def lose(name: str) -> None:
-        if name == "register":
-            process.hands.before = lambda name: None
-            raise RedisConnectionError("lost")
-
-    process.hands.before = lose
+    lose_once(process, "before")
     assert kinds(process.commit(Delete(expected=first))) == ["Committed"]
     assert world.names() != {}
     process.keep_house()
@@ -441,12 +442,7 @@ def test_that_a_try_is_over_is_never_told_twice(world: World) -> None:
     first = job_of(process.commit(birth(1, queue=HERE))[0])
     go_on = held_back(slow, birth(1, queue=HERE))
 
-    def lose(name: str) -> None:
-        if name == "register":
-            process.hands.after = lambda name: None
-            raise RedisConnectionError("lost")
-
-    process.hands.after = lose
+    lose_once(process, "after")
     process.keep_house()
     process.keep_house()
     process.commit(Delete(expected=first))
